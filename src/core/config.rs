@@ -1,0 +1,279 @@
+//! `pg_background_queue.topic_config`: what it may say, strictly.
+//!
+//! ```json
+//! {"reports": {"max_parallel_running_tasks_count": 2, "priority": 50}, "mail": {"delay_in_sec": 1}}
+//! ```
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
+
+/// What is set for one topic; what is not set is as the global setting says.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Topic {
+    /// The most tasks of the topic that run at the same time; 0 pauses it.
+    pub limit: Option<i32>,
+    /// Retries of a failing task.
+    pub retry_count: Option<i32>,
+    /// Seconds that each of its parallel slots waits before each start.
+    pub delay_in_sec: Option<i32>,
+    /// Priority of tasks enqueued from now on; lower runs first.
+    pub priority: Option<i32>,
+    /// Seconds after which a running attempt is cancelled.
+    pub timeout_in_sec: Option<i32>,
+}
+
+/// The topics that have something of their own, by name.
+pub type Topics = BTreeMap<String, Topic>;
+
+/// Reads the setting; an empty one says nothing of any topic.
+///
+/// # Errors
+/// A sentence that names the topic and the key.
+pub fn parse(text: &str) -> Result<Topics, String> {
+    if text.trim().is_empty() {
+        return Ok(Topics::new());
+    }
+    let value: Json =
+        serde_json::from_str(text).map_err(|error| format!("It is not valid JSON: {error}."))?;
+    let Json::Object(entries) = value else {
+        return Err(format!(
+            "It must be a JSON object with a key for each topic, not {}.",
+            value.kind()
+        ));
+    };
+    let mut topics = Topics::new();
+    for (name, value) in entries {
+        let topic = topic(&name, value)?;
+        if topics.insert(name.clone(), topic).is_some() {
+            return Err(format!("Topic \"{name}\" is there more than once."));
+        }
+    }
+    Ok(topics)
+}
+
+fn topic(name: &str, value: Json) -> Result<Topic, String> {
+    let Json::Object(entries) = value else {
+        return Err(format!(
+            "Topic \"{name}\" must have a JSON object, not {}.",
+            value.kind()
+        ));
+    };
+    let mut topic = Topic::default();
+    for (key, value) in entries {
+        let (field, least) = match key.as_str() {
+            "max_parallel_running_tasks_count" => (&mut topic.limit, 0),
+            "retry_count" => (&mut topic.retry_count, 0),
+            "delay_in_sec" => (&mut topic.delay_in_sec, 0),
+            "priority" => (&mut topic.priority, i32::MIN),
+            "timeout_in_sec" => (&mut topic.timeout_in_sec, 1),
+            _ => return Err(format!("Topic \"{name}\" has the unknown key \"{key}\".")),
+        };
+        if field.is_some() {
+            return Err(format!(
+                "Topic \"{name}\" has the key \"{key}\" more than once."
+            ));
+        }
+        let number = match value {
+            Json::Integer(number) => number,
+            other => {
+                return Err(format!(
+                    "Topic \"{name}\", key \"{key}\": must be an integer, not {}.",
+                    other.kind()
+                ));
+            }
+        };
+        match i32::try_from(number) {
+            Ok(number) if number >= least => *field = Some(number),
+            _ => {
+                return Err(format!(
+                    "Topic \"{name}\", key \"{key}\": {number} is outside the valid range ({least} .. {}).",
+                    i32::MAX
+                ));
+            }
+        }
+    }
+    Ok(topic)
+}
+
+/// A JSON value that keeps what `serde_json::Value` loses: repeated keys, and whether a number was an integer.
+#[derive(Debug)]
+enum Json {
+    Null,
+    Bool,
+    Integer(i128),
+    Fraction,
+    Text,
+    Array,
+    Object(Vec<(String, Json)>),
+}
+
+impl Json {
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::Null => "null",
+            Self::Bool => "a boolean",
+            Self::Integer(_) => "a number",
+            Self::Fraction => "a fraction",
+            Self::Text => "a string",
+            Self::Array => "an array",
+            Self::Object(_) => "an object",
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Json {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(JsonVisitor)
+    }
+}
+
+struct JsonVisitor;
+
+impl<'de> Visitor<'de> for JsonVisitor {
+    type Value = Json;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON value")
+    }
+
+    fn visit_unit<E>(self) -> Result<Json, E> {
+        Ok(Json::Null)
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<Json, E> {
+        Ok(Json::Bool)
+    }
+
+    fn visit_i64<E>(self, number: i64) -> Result<Json, E> {
+        Ok(Json::Integer(number.into()))
+    }
+
+    fn visit_u64<E>(self, number: u64) -> Result<Json, E> {
+        Ok(Json::Integer(number.into()))
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<Json, E> {
+        Ok(Json::Fraction)
+    }
+
+    fn visit_str<E>(self, _: &str) -> Result<Json, E> {
+        Ok(Json::Text)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut sequence: A) -> Result<Json, A::Error> {
+        while sequence.next_element::<Json>()?.is_some() {}
+        Ok(Json::Array)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Json, A::Error> {
+        let mut entries = Vec::new();
+        while let Some((key, value)) = map.next_entry::<String, Json>()? {
+            if key.contains('\0') {
+                return Err(A::Error::custom("a name cannot contain the character NUL"));
+            }
+            entries.push((key, value));
+        }
+        Ok(Json::Object(entries))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn nothing_is_said_by_an_empty_setting() {
+        assert_eq!(parse(""), Ok(Topics::new()));
+        assert_eq!(parse("  "), Ok(Topics::new()));
+        assert_eq!(parse("{}"), Ok(Topics::new()));
+    }
+
+    #[test]
+    fn every_key_is_read() {
+        let topics = parse(
+            r#"{"a b": {"max_parallel_running_tasks_count": 2, "retry_count": 3, "delay_in_sec": 4,
+                "priority": -5, "timeout_in_sec": 6}, "": {}}"#,
+        )
+        .unwrap();
+        let full = Topic {
+            limit: Some(2),
+            retry_count: Some(3),
+            delay_in_sec: Some(4),
+            priority: Some(-5),
+            timeout_in_sec: Some(6),
+        };
+        assert_eq!(topics["a b"], full);
+        assert_eq!(topics[""], Topic::default());
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        for (text, said) in [
+            ("{", "It is not valid JSON"),
+            ("{} {}", "It is not valid JSON"),
+            ("[]", "must be a JSON object"),
+            ("3", "must be a JSON object"),
+            (
+                r#"{"a": 1}"#,
+                r#"Topic "a" must have a JSON object, not a number."#,
+            ),
+            (
+                r#"{"a": {}, "a": {}}"#,
+                r#"Topic "a" is there more than once."#,
+            ),
+            (
+                r#"{"a": {"prio": 1}}"#,
+                r#"Topic "a" has the unknown key "prio"."#,
+            ),
+            (
+                r#"{"a": {"priority": 1, "priority": 1}}"#,
+                r#"Topic "a" has the key "priority" more than once."#,
+            ),
+            (
+                r#"{"a": {"priority": "1"}}"#,
+                r#"Topic "a", key "priority": must be an integer, not a string."#,
+            ),
+            (r#"{"a": {"priority": 1.5}}"#, "not a fraction"),
+            (r#"{"a": {"priority": 1e2}}"#, "not a fraction"),
+            (r#"{"a": {"priority": null}}"#, "not null"),
+            (
+                r#"{"a": {"retry_count": -1}}"#,
+                "-1 is outside the valid range (0 .. 2147483647)",
+            ),
+            (
+                r#"{"a": {"delay_in_sec": 2147483648}}"#,
+                "2147483648 is outside the valid range",
+            ),
+            (
+                r#"{"a": {"delay_in_sec": 99999999999999999999999}}"#,
+                "\"delay_in_sec\"",
+            ),
+            (
+                r#"{"a": {"timeout_in_sec": 0}}"#,
+                "0 is outside the valid range (1 .. 2147483647)",
+            ),
+            ("{\"a\\u0000\": {}}", "NUL"),
+        ] {
+            let error = parse(text).expect_err(text);
+            assert!(error.contains(said), "{text}: {error}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_makes_it_panic(text in ".{0,200}") {
+            let _ = parse(&text);
+        }
+
+        #[test]
+        fn what_is_written_is_read(name in "[^\\x00]{0,20}", limit in 0..i32::MAX, priority: i32) {
+            let text = serde_json::json!({name.clone(): {"max_parallel_running_tasks_count": limit, "priority": priority}});
+            let topics = parse(&text.to_string()).unwrap();
+            prop_assert_eq!(topics[&name].limit, Some(limit));
+            prop_assert_eq!(topics[&name].priority, Some(priority));
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! What the process that launched a worker knows of it.
+
+use super::super::error::Result;
+use super::super::guard;
+use crate::pg_sys;
+
+/// A launched worker (`BackgroundWorkerHandle`).
+pub struct Handle(*mut pg_sys::BackgroundWorkerHandle);
+
+/// How far a launched worker is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Started {
+    /// The postmaster has not started it yet.
+    NotYet,
+    /// It runs under this process id.
+    Running(i32),
+    /// It has ended, or could not be started.
+    Stopped,
+    /// The postmaster has died.
+    PostmasterDied,
+}
+
+impl Handle {
+    /// # Safety
+    /// `handle` is a palloc'ed handle that nobody else frees, in a context that outlives this value.
+    pub(super) unsafe fn new(handle: *mut pg_sys::BackgroundWorkerHandle) -> Self {
+        Self(handle)
+    }
+
+    /// How far it is (`GetBackgroundWorkerPid`).
+    ///
+    /// # Errors
+    /// None known; the call is guarded like all.
+    pub fn state(&self) -> Result<Started> {
+        let handle = self.0;
+        let mut pid = 0;
+        let out = &raw mut pid;
+        // SAFETY: a live handle and a live local.
+        let status = guard(|| unsafe { pg_sys::GetBackgroundWorkerPid(handle, out) })?;
+        Ok(started(status, pid))
+    }
+
+    /// Waits until it has started or could not be (`WaitForBackgroundWorkerStartup`). Needs `notify`.
+    ///
+    /// # Errors
+    /// An interrupt that is served meanwhile.
+    pub fn wait_for_startup(&self) -> Result<Started> {
+        let handle = self.0;
+        let mut pid = 0;
+        let out = &raw mut pid;
+        // SAFETY: a live handle and a live local.
+        let status = guard(|| unsafe { pg_sys::WaitForBackgroundWorkerStartup(handle, out) })?;
+        Ok(started(status, pid))
+    }
+
+    /// Waits until it has ended (`WaitForBackgroundWorkerShutdown`). Needs `notify`.
+    ///
+    /// # Errors
+    /// An interrupt that is served meanwhile.
+    pub fn wait_for_shutdown(&self) -> Result<Started> {
+        let handle = self.0;
+        // SAFETY: a live handle.
+        let status = guard(|| unsafe { pg_sys::WaitForBackgroundWorkerShutdown(handle) })?;
+        Ok(started(status, 0))
+    }
+
+    /// Asks the postmaster to end it, or not to start it any more.
+    ///
+    /// # Errors
+    /// None known; the call is guarded like all.
+    pub fn terminate(&self) -> Result<()> {
+        let handle = self.0;
+        // SAFETY: a live handle.
+        guard(|| unsafe { pg_sys::TerminateBackgroundWorker(handle) })
+    }
+}
+
+fn started(status: pg_sys::BgwHandleStatus, pid: i32) -> Started {
+    match status {
+        pg_sys::BGWH_STARTED => Started::Running(pid),
+        pg_sys::BGWH_NOT_YET_STARTED => Started::NotYet,
+        pg_sys::BGWH_POSTMASTER_DIED => Started::PostmasterDied,
+        _ => Started::Stopped,
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        let handle = self.0;
+        // SAFETY: ours, freed once. The worker itself does not mind.
+        let _ = guard(|| unsafe { pg_sys::pfree(handle.cast()) });
+    }
+}

@@ -1,0 +1,310 @@
+//! A keeper: visits one database for a moment, as the bootstrap superuser, and never runs a task's text.
+//!
+//! It deals with what nobody else can: tasks that stand as `running` though nobody runs them, and tasks of roles
+//! that cannot connect. Then it tells the launcher which roles have work.
+
+use super::process;
+use super::registry::{self, Key, Work};
+use super::store::{OpenRow, Roles, Row, State, Store};
+use crate::core::errors;
+use crate::core::outcome::{self, AfterInterruption, MOST_INTERRUPTIONS};
+use crate::pg::bgworker::pool::{self, SlotState, Ticket};
+use crate::pg::bgworker::{self, Session};
+use crate::pg::catalog::{self, MayConnect};
+use crate::pg::datum::Datum;
+use crate::pg::xact::{Durability, Transaction};
+use crate::pg::{Oid, Result, control, guc, log, sqlstate};
+
+/// Rows that one transaction of the keeper changes at most: locks are held for a moment only.
+const BATCH: usize = 100;
+
+/// The main function of a keeper process.
+///
+/// # Errors
+/// End the process; the launcher sends another after a while.
+pub fn main(argument: Datum) -> Result<()> {
+    let Some((ticket, key)) = process::begin(argument)? else {
+        return Ok(());
+    };
+    bgworker::connect(Session::Superuser(key.database), c"pg_background_queue")?;
+    process::connected(ticket)?;
+    // it is wanted elsewhere, too
+    guc::set_for_session(c"lock_timeout", b"5s")?;
+    Keeper {
+        database: key.database,
+    }
+    .visit()?;
+    process::over(ticket)
+}
+
+struct Keeper {
+    database: Oid,
+}
+
+impl Keeper {
+    fn visit(&self) -> Result<()> {
+        let (known, seen) = {
+            let mut registry = registry::lock()?;
+            let known = registry
+                .database(self.database)
+                .is_some_and(|database| database.recovered);
+            (known, registry.header.order)
+        };
+        let installed = self.is_installed()?;
+        let demands = if installed {
+            if !known {
+                self.recover()?;
+            }
+            self.clear_orphans()?;
+            self.roles_with_work(seen)?
+        } else {
+            registry::lock()?.forget_work(self.database, seen);
+            Vec::new()
+        };
+        let mut registry = registry::lock()?;
+        // Also where the extension is not installed: should it be, there is nothing to recover.
+        match registry.add_database(self.database) {
+            Some(database) => {
+                database.recovered = true;
+                database.visited = true;
+            }
+            None => registry.header.overflow = true,
+        }
+        for (role, priority) in demands {
+            let key = Key {
+                database: self.database,
+                role,
+            };
+            registry.offer(key, priority, 1);
+        }
+        registry.wake_launcher();
+        Ok(())
+    }
+
+    fn is_installed(&self) -> Result<bool> {
+        let transaction = Transaction::begin(Durability::Asynchronous)?;
+        let installed = Store::open()?.is_some();
+        transaction.commit()?;
+        Ok(installed)
+    }
+
+    /// Once after the server's start: reopens what its predecessor left running, holds what came from elsewhere.
+    fn recover(&self) -> Result<()> {
+        let unclean = registry::lock()?.header.unclean;
+        let mut stranded = Vec::new();
+        let mut foreign = Vec::new();
+        self.each_open_row(Roles::All, |row| {
+            if !row.ours {
+                foreign.push(row.id);
+            } else if row.state == Some(State::Running) {
+                stranded.push((row.id, row.attempt));
+            }
+            true
+        })?;
+        let mut given_up = 0;
+        let total = stranded.len();
+        for batch in stranded.chunks(BATCH) {
+            let transaction = Transaction::begin(Durability::Flushed)?;
+            let store = Store::require()?;
+            for &(id, attempt) in batch {
+                if registry::lock()?.has_task(self.database, store.relation(), id) {
+                    continue;
+                }
+                let Some(row) = store.find(id)?.filter(|row| row.attempt == attempt) else {
+                    continue;
+                };
+                match outcome::after_interruption(row.interruptions, !unclean) {
+                    AfterInterruption::Reopen { interruptions } => {
+                        store.reopen(&row, interruptions)?;
+                    }
+                    AfterInterruption::GiveUp { interruptions } => {
+                        let row = Row {
+                            interruptions,
+                            ..row
+                        };
+                        store.close(&row, State::Failed, &given_up_error(interruptions))?;
+                        given_up += 1;
+                    }
+                }
+            }
+            transaction.commit()?;
+        }
+        for batch in foreign.chunks(BATCH) {
+            let transaction = Transaction::begin(Durability::Flushed)?;
+            let store = Store::require()?;
+            for &id in batch {
+                store.hold(id)?;
+            }
+            transaction.commit()?;
+        }
+        if total > 0 {
+            log::log(format!(
+                "pg_background_queue: database {}: {total} tasks were cut off by the end of the last server, \
+                 {given_up} of them are given up, the others run again",
+                self.database
+            ))?;
+        }
+        if !foreign.is_empty() {
+            log::log(format!(
+                "pg_background_queue: database {}: {} tasks were enqueued elsewhere and are held",
+                self.database,
+                foreign.len()
+            ))?;
+        }
+        Ok(())
+    }
+
+    /// The attempts of workers that were ended while the server lived on have failed. Not if the server is about
+    /// to stop: then that is what ended them, and the next start runs them again.
+    fn clear_orphans(&self) -> Result<()> {
+        let orphans: Vec<(Ticket, Work)> = {
+            let registry = registry::lock()?;
+            let slots = registry.slots.iter().enumerate();
+            slots
+                .filter(|(_, slot)| {
+                    slot.state == SlotState::Orphaned && slot.key.database == self.database
+                })
+                .map(|(i, slot)| {
+                    let ticket = Ticket {
+                        slot: i as u32,
+                        generation: slot.generation,
+                    };
+                    (ticket, slot.payload)
+                })
+                .collect()
+        };
+        for (ticket, work) in orphans {
+            let Work {
+                task,
+                attempt,
+                relation,
+                cancelled,
+                ..
+            } = work;
+            if control::postmaster_is_stopping() {
+                return Ok(());
+            }
+            let transaction = Transaction::begin(Durability::Flushed)?;
+            let store = Store::require()?;
+            let row = store.find(task)?.filter(|row| {
+                store.relation() == relation
+                    && row.state == State::Running
+                    && row.attempt == attempt
+            });
+            if let Some(row) = row {
+                process::attempt_failed(&store, &row, &terminated_error(), cancelled)?;
+            }
+            transaction.commit()?;
+            let registry = registry::lock()?;
+            if let Some(slot) = pool::find(registry.slots, ticket) {
+                pool::release(slot);
+            }
+        }
+        Ok(())
+    }
+
+    /// The roles that have open tasks, each with its best priority; those that cannot connect have their tasks failed.
+    fn roles_with_work(&self, seen: u64) -> Result<Vec<(Oid, i32)>> {
+        let mut found = Vec::new();
+        let mut after = None;
+        loop {
+            let mut next = None;
+            self.each_open_row(after.map_or(Roles::All, Roles::After), |row| {
+                next = Some((row.role, row.role_name.clone(), row.priority));
+                false
+            })?;
+            let Some((role, enqueued_as, priority)) = next else {
+                return Ok(found);
+            };
+            after = Some(role);
+            let transaction = Transaction::begin(Durability::Asynchronous)?;
+            let may_connect = catalog::may_connect(role, self.database)?;
+            let name = catalog::role_name(role)?;
+            transaction.commit()?;
+            if may_connect == MayConnect::Yes {
+                found.push((role, priority));
+            } else {
+                let name = name.as_ref().unwrap_or(&enqueued_as);
+                self.fail_all_of(role, name, may_connect, seen)?;
+            }
+        }
+    }
+
+    fn fail_all_of(&self, role: Oid, name: &[u8], why: MayConnect, seen: u64) -> Result<()> {
+        let mut tasks = Vec::new();
+        self.each_open_row(Roles::Only(role), |row| {
+            if row.ours && matches!(row.state, Some(State::Pending | State::Retrying)) {
+                tasks.push(row.id);
+            }
+            true
+        })?;
+        let error = cannot_connect_error(name, why);
+        for batch in tasks.chunks(BATCH) {
+            let transaction = Transaction::begin(Durability::Flushed)?;
+            let store = Store::require()?;
+            for &id in batch {
+                let waits = |row: &Row| matches!(row.state, State::Pending | State::Retrying);
+                if let Some(row) = store.find(id)?.filter(waits) {
+                    store.close_waiting(&row, State::Failed, Some(&error))?;
+                }
+            }
+            transaction.commit()?;
+        }
+        let mut registry = registry::lock()?;
+        let key = Key {
+            database: self.database,
+            role,
+        };
+        registry.remove_demands(|demand| demand.key == key && demand.bumps <= seen);
+        Ok(())
+    }
+
+    fn each_open_row(&self, of: Roles, mut see: impl FnMut(&OpenRow) -> bool) -> Result<()> {
+        let transaction = Transaction::begin(Durability::Asynchronous)?;
+        Store::require()?.open_rows(of, |row| Ok(see(row)))?;
+        transaction.commit()
+    }
+}
+
+fn terminated_error() -> Vec<u8> {
+    let message = b"the background worker that ran this task was terminated";
+    errors::entry(&sqlstate::ADMIN_SHUTDOWN.code(), message, &[])
+}
+
+fn given_up_error(interruptions: i32) -> Vec<u8> {
+    let message = format!("the server crashed {interruptions} times while this task ran");
+    let hint = format!(
+        "A task is given up after {MOST_INTERRUPTIONS} crashes. Find out what it does before it is enqueued again."
+    );
+    errors::entry(
+        &sqlstate::CRASH_SHUTDOWN.code(),
+        message.as_bytes(),
+        &[("HINT", Some(hint.as_bytes()))],
+    )
+}
+
+fn cannot_connect_error(name: &[u8], why: MayConnect) -> Vec<u8> {
+    let mut message = [b"role \"", name, b"\""].concat();
+    let (rest, state): (&[u8], _) = match why {
+        MayConnect::NoSuchRole | MayConnect::Yes => {
+            (b" does not exist any more", sqlstate::UNDEFINED_OBJECT)
+        }
+        MayConnect::NoLogin => (
+            b" is not permitted to log in",
+            sqlstate::INVALID_AUTHORIZATION,
+        ),
+        MayConnect::NoConnectPrivilege => (
+            b" does not have the CONNECT privilege on the database",
+            sqlstate::INSUFFICIENT_PRIVILEGE,
+        ),
+    };
+    message.extend_from_slice(rest);
+    errors::entry(
+        &state.code(),
+        &message,
+        &[(
+            "DETAIL",
+            Some(b"No background worker can run this task as that role."),
+        )],
+    )
+}

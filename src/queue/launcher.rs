@@ -1,0 +1,464 @@
+//! The launcher: starts workers and keepers, and writes to no table.
+
+use std::collections::{HashMap, VecDeque};
+
+use super::registry::{self, Key, Registry, Work};
+use super::{process, settings, topics};
+use crate::core::plan::{self, Limits};
+use crate::pg::bgworker::pool::{self, SlotState, Ticket};
+use crate::pg::bgworker::{self, Definition, Handle, MainLoop, Next, Restart, Session, Started};
+use crate::pg::datum::Datum;
+use crate::pg::latch::{self, LatchRef};
+use crate::pg::mem::MemoryContext;
+use crate::pg::session::{self, Activity};
+use crate::pg::xact::{Durability, Transaction};
+use crate::pg::{Error, Oid, Result, callback, catalog, control, log, sqlstate, time};
+
+/// Keepers at the same time: they are short, and must leave room for workers.
+const MOST_KEEPERS: usize = 2;
+
+/// When to ask again, in microseconds, after PostgreSQL had no worker slot free for us: workers of other extensions
+/// come and go without telling us.
+const ASK_AGAIN_MICROSECONDS: i64 = 500_000;
+
+/// For how long that must last before the operator is told, in microseconds: our own workers take turns faster.
+const SHORTAGE_MICROSECONDS: i64 = 2_000_000;
+
+/// How long a process may take to open its session, in microseconds: it can be blocked by a lock on its database for ever,
+/// and holds a place meanwhile.
+const CONNECT_MICROSECONDS: i64 = 10_000_000;
+
+/// The least time between two visits of a database, in microseconds: anybody can ask for one.
+const VISIT_MICROSECONDS: i64 = 100_000;
+
+/// How long a database is left alone, in microseconds, after its keeper has failed; doubled each time.
+const KEEPER_FAILED_MICROSECONDS: i64 = 500_000;
+
+/// Registers the launcher with the postmaster. From `_PG_init`.
+///
+/// # Errors
+/// Out of memory.
+pub fn register() -> Result<()> {
+    Definition {
+        name: "pg_background_queue launcher".into(),
+        kind: "pg_background_queue launcher",
+        library: super::NAME,
+        function: "pg_background_queue_launcher_main",
+        restart: Restart::After(1),
+        database: true,
+        argument: 0,
+        notify: false,
+    }
+    .register()
+}
+
+/// The main function of the launcher.
+///
+/// # Errors
+/// End the process; the postmaster starts another.
+pub fn main(_argument: Datum) -> Result<()> {
+    bgworker::setup();
+    callback::at_exit(leave)?;
+    bgworker::connect(Session::Shared, c"")?;
+    session::report_activity(Activity::Idle)?;
+    let mut launcher = Launcher {
+        handles: HashMap::new(),
+        to_visit: VecDeque::new(),
+        keeper_failures: HashMap::new(),
+        shortage: None,
+    };
+    launcher.take_over()?;
+    log::log("pg_background_queue launcher started")?;
+    if topics::are_unknown() {
+        log::warning(
+            sqlstate::INVALID_PARAMETER_VALUE,
+            "pg_background_queue: no tasks run, because pg_background_queue.topic_config was refused at the server's start",
+            "Correct the setting and reload the configuration.",
+        )?;
+    }
+    let context = MemoryContext::new("pg_background_queue launcher")?;
+    bgworker::run(&context, &mut launcher);
+    // 0 would unregister it for ever
+    bgworker::exit(1)
+}
+
+fn leave() {
+    if let Ok(registry) = registry::lock()
+        && registry.header.launcher_pid == bgworker::my_pid()
+    {
+        registry.header.launcher = LatchRef::NOBODY;
+        registry.header.launcher_pid = 0;
+    }
+}
+
+struct Launcher {
+    /// Of the processes that have not opened their session yet, by slot; with the time when they were asked for.
+    handles: HashMap<u32, (Ticket, Handle, i64)>,
+    /// Databases that no keeper has visited since the server's start.
+    to_visit: VecDeque<Oid>,
+    /// Keepers that failed in a row, and before when the database is not visited again.
+    keeper_failures: HashMap<Oid, (u32, i64)>,
+    /// PostgreSQL has no worker slot free.
+    shortage: Option<Shortage>,
+}
+
+struct Shortage {
+    since: i64,
+    /// In this round, too.
+    lasts: bool,
+    /// The operator knows of it.
+    told: bool,
+}
+
+impl MainLoop for Launcher {
+    fn step(&mut self) -> Result<Next> {
+        bgworker::turn()?;
+        let now = time::now();
+        let starts_next = self.look_after_starts(now)?;
+        if let Some(shortage) = &mut self.shortage {
+            shortage.lasts = false;
+        }
+        self.forget_dropped()?;
+        let keepers_next = self.send_keepers(now)?;
+        let (plan_next, starts) = self.plan(now, false)?;
+        self.start_workers(&starts, now)?;
+        let mut again = None;
+        if self.lacks_slots()? {
+            // what we need comes from our own workers, if from nobody else
+            self.plan(now, true)?;
+            again = Some(now + ASK_AGAIN_MICROSECONDS);
+        }
+
+        let next = [plan_next, keepers_next, starts_next, again]
+            .into_iter()
+            .flatten()
+            .min();
+        // rounded up: a millisecond too early would be a turn for nothing
+        let timeout_ms = next.map(|next| (next - now).max(0).saturating_add(999) / 1000);
+        latch::wait(timeout_ms)?;
+        Ok(Next::Again)
+    }
+
+    fn recovered(&mut self) -> Result<()> {
+        // A fresh one adopts what is there: simpler to get right than going on with half a step done.
+        bgworker::exit(1)
+    }
+}
+
+impl Launcher {
+    /// Makes this process the launcher. Workers of its predecessor that live are adopted; slots of those that were asked
+    /// for and never came are given up, so that a late one finds another generation.
+    fn take_over(&mut self) -> Result<()> {
+        let transaction = Transaction::begin(Durability::Asynchronous)?;
+        let databases = catalog::connectable_databases()?;
+        transaction.commit()?;
+
+        let mut registry = registry::lock()?;
+        if registry.header.launcher_pid != 0 && bgworker::is_alive(registry.header.launcher_pid)? {
+            drop(registry);
+            return Err(Error::new(
+                sqlstate::OBJECT_NOT_IN_PREREQUISITE_STATE,
+                "another pg_background_queue launcher is running",
+            ));
+        }
+        registry.header.launcher = LatchRef::mine();
+        registry.header.launcher_pid = bgworker::my_pid();
+        for slot in registry
+            .slots
+            .iter_mut()
+            .filter(|slot| slot.state == SlotState::Registered)
+        {
+            pool::release(slot);
+        }
+        registry.calibrate()?;
+        let recovered: Vec<Oid> = registry
+            .databases()
+            .iter()
+            .filter(|d| d.recovered)
+            .map(|d| d.oid)
+            .collect();
+        self.to_visit = databases
+            .into_iter()
+            .filter(|database| !recovered.contains(database))
+            .collect();
+        Ok(())
+    }
+
+    /// Looks after the processes that have not opened their session yet: those that could not be started, and those that take
+    /// too long. Returns when to look again.
+    fn look_after_starts(&mut self, now: i64) -> Result<Option<i64>> {
+        let mut next: Option<i64> = None;
+        let mut done = Vec::new();
+        for (&index, (ticket, handle, asked)) in &self.handles {
+            let state = handle.state()?;
+            let late = asked + CONNECT_MICROSECONDS <= now;
+            let mut registry = registry::lock()?;
+            match pool::find(registry.slots, *ticket) {
+                Some(slot) if slot.state == SlotState::Registered && state == Started::Stopped => {
+                    let key = slot.key;
+                    Registry::abandon(slot);
+                    process::failed_start(&mut registry, key);
+                    done.push(index);
+                }
+                Some(slot) if !slot.payload.connected => {
+                    if late {
+                        if slot.state == SlotState::Registered {
+                            let key = slot.key;
+                            Registry::abandon(slot);
+                            process::failed_start(&mut registry, key);
+                        }
+                        drop(registry);
+                        handle.terminate()?;
+                        done.push(index);
+                    } else {
+                        let until = asked + CONNECT_MICROSECONDS;
+                        next = Some(next.map_or(until, |next| next.min(until)));
+                    }
+                }
+                _ => done.push(index),
+            }
+        }
+        for index in done {
+            self.handles.remove(&index);
+        }
+        Ok(next)
+    }
+
+    /// Forgets databases that a keeper could not enter because they are gone.
+    fn forget_dropped(&mut self) -> Result<()> {
+        let failed = |oid: &Oid| {
+            self.keeper_failures
+                .get(oid)
+                .is_some_and(|&(failures, _)| failures > 0)
+        };
+        let suspects: Vec<Oid> = self.to_visit.iter().copied().filter(failed).collect();
+        if suspects.is_empty() {
+            return Ok(());
+        }
+        let mut gone = Vec::new();
+        let transaction = Transaction::begin(Durability::Asynchronous)?;
+        for oid in suspects {
+            if catalog::database_name(oid)?.is_none() {
+                gone.push(oid);
+            }
+        }
+        transaction.commit()?;
+        for oid in gone {
+            self.to_visit.retain(|&other| other != oid);
+            self.keeper_failures.remove(&oid);
+            let mut registry = registry::lock()?;
+            registry.forget_work(oid, u64::MAX);
+            registry.remove_database(oid);
+        }
+        Ok(())
+    }
+
+    /// Sends keepers where they are wanted; returns when to look again.
+    fn send_keepers(&mut self, now: i64) -> Result<Option<i64>> {
+        let mut next: Option<i64> = None;
+        loop {
+            if !self.to_visit.is_empty() && control::postmaster_is_stopping() {
+                return Ok(None);
+            }
+            let (key, ticket) = {
+                let mut registry = registry::lock()?;
+                self.note_wanted(&mut registry, now);
+                let busy: Vec<Oid> = registry
+                    .slots
+                    .iter()
+                    .filter(|slot| slot.state != SlotState::Free && slot.key.is_keeper())
+                    .map(|slot| slot.key.database)
+                    .collect();
+                if busy.len() >= MOST_KEEPERS {
+                    return Ok(next);
+                }
+                let ready = self.to_visit.iter().position(|database| {
+                    let wait = self
+                        .keeper_failures
+                        .get(database)
+                        .map_or(0, |&(_, until)| until);
+                    if wait > now {
+                        next = Some(next.map_or(wait, |next| next.min(wait)));
+                    }
+                    wait <= now && !busy.contains(database) && registry.is_open(*database)
+                });
+                let Some(database) = ready.and_then(|i| self.to_visit.remove(i)) else {
+                    return Ok(next);
+                };
+                let key = Key { database, role: 0 };
+                match pool::reserve(registry.slots, key, Work::new()) {
+                    Some(ticket) => (key, ticket),
+                    None => {
+                        self.to_visit.push_front(database);
+                        return Ok(next);
+                    }
+                }
+            };
+            if !self.launch(key, ticket, now)? {
+                self.to_visit.push_front(key.database);
+                return Ok(next);
+            }
+            // This counts as a failure until the keeper says that it has been there.
+            let (failures, until) = self.keeper_failures.entry(key.database).or_default();
+            *until = now + (KEEPER_FAILED_MICROSECONDS << (*failures).min(7));
+            *failures += 1;
+        }
+    }
+
+    /// Takes up the wishes for keepers.
+    fn note_wanted(&mut self, registry: &mut Registry, now: i64) {
+        let mut wanted: Vec<Oid> = Vec::new();
+        for database in registry.databases().iter_mut() {
+            if std::mem::take(&mut database.wants_keeper) {
+                wanted.push(database.oid);
+            }
+            if std::mem::take(&mut database.visited)
+                && let Some((failures, until)) = self.keeper_failures.get_mut(&database.oid)
+            {
+                *failures = 0;
+                *until = (*until).min(now + VISIT_MICROSECONDS);
+            }
+        }
+        // what workers have left, and work where no keeper has been; a keeper that is on its way will see it
+        let orphaned = registry
+            .slots
+            .iter()
+            .filter(|slot| slot.state == SlotState::Orphaned);
+        let mut needed: Vec<Oid> = orphaned.map(|slot| slot.key.database).collect();
+        needed.extend(registry.demands().iter().map(|demand| demand.key.database));
+        needed.sort_unstable();
+        needed.dedup();
+        for oid in needed {
+            let has_orphans = registry
+                .slots
+                .iter()
+                .any(|slot| slot.state == SlotState::Orphaned && slot.key.database == oid);
+            let recovered = registry
+                .database(oid)
+                .is_some_and(|database| database.recovered);
+            let key = Key {
+                database: oid,
+                role: 0,
+            };
+            let on_its_way = registry
+                .slots
+                .iter()
+                .any(|slot| slot.state != SlotState::Free && slot.key == key);
+            if (has_orphans || !recovered) && !on_its_way {
+                wanted.push(oid);
+            }
+        }
+        // what did not fit is found in the tables, once there is room
+        if registry.header.overflow && registry.demands_have_room() {
+            registry.header.overflow = false;
+            wanted.extend(registry.databases().iter().map(|database| database.oid));
+        }
+        for oid in wanted {
+            if !self.to_visit.contains(&oid) {
+                self.to_visit.push_back(oid);
+            }
+        }
+    }
+
+    /// Decides, and tells those who are there. Returns when to decide again, and which workers to start. With a
+    /// `shortage` of PostgreSQL's worker slots there can be no more workers than there are.
+    fn plan(&self, now: i64, shortage: bool) -> Result<(Option<i64>, Vec<Key>)> {
+        let mut registry = registry::lock()?;
+        let (workers, demands, orphans) = registry.view();
+        let limit = settings::max_parallel_running_tasks();
+        registry.header.limit = u32::try_from(limit).unwrap_or(u32::MAX);
+        let limits = if shortage {
+            let waiting = self.to_visit.len().min(1);
+            Limits {
+                workers: limit.min(workers.len() + orphans),
+                orphans,
+                waiting,
+            }
+        } else {
+            Limits {
+                workers: limit,
+                orphans,
+                waiting: 0,
+            }
+        };
+        let plan = plan::plan(now, limits, &workers, &demands);
+        registry.header.room = u32::try_from(plan.room).unwrap_or(u32::MAX);
+        registry.header.room_priority = plan.room_priority.unwrap_or(i32::MAX);
+        registry.header.surplus = u32::try_from(plan.surplus).unwrap_or(u32::MAX);
+        registry.header.idle_room = u32::try_from(plan.idle_room).unwrap_or(u32::MAX);
+        for &index in &plan.leave {
+            let slot = &mut registry.slots[index];
+            slot.payload.leaving = true;
+            slot.latch.set();
+        }
+        for &index in &plan.wake {
+            let slot = &mut registry.slots[index];
+            slot.payload.idle = false;
+            slot.latch.set();
+        }
+        let demands = registry.demands();
+        Ok((
+            plan.next,
+            plan.start.iter().map(|&index| demands[index].key).collect(),
+        ))
+    }
+
+    fn start_workers(&mut self, keys: &[Key], now: i64) -> Result<()> {
+        for &key in keys {
+            let ticket = {
+                let registry = registry::lock()?;
+                if registry.occupied() >= settings::max_parallel_running_tasks() {
+                    return Ok(());
+                }
+                pool::reserve(registry.slots, key, Work::new())
+            };
+            let Some(ticket) = ticket else { return Ok(()) };
+            if !self.launch(key, ticket, now)? {
+                return Ok(());
+            }
+            if let Some(demand) = registry::lock()?.demand(key) {
+                demand.more = false;
+            }
+        }
+        Ok(())
+    }
+
+    /// Asks the postmaster for the process of a reserved slot; false if there is no worker slot free.
+    fn launch(&mut self, key: Key, ticket: Ticket, now: i64) -> Result<bool> {
+        let Some(handle) = process::launch(key, ticket)? else {
+            if let Some(slot) = pool::find(registry::lock()?.slots, ticket) {
+                pool::release(slot);
+            }
+            let shortage = self.shortage.get_or_insert(Shortage {
+                since: now,
+                lasts: true,
+                told: false,
+            });
+            shortage.lasts = true;
+            if now - shortage.since > SHORTAGE_MICROSECONDS
+                && !std::mem::replace(&mut shortage.told, true)
+                && !control::postmaster_is_stopping()
+            {
+                log::warning(
+                    sqlstate::INSUFFICIENT_RESOURCES,
+                    "pg_background_queue: PostgreSQL has no worker slot free, tasks have to wait",
+                    "Consider increasing max_worker_processes.",
+                )?;
+            }
+            return Ok(false);
+        };
+        self.handles.insert(ticket.slot, (ticket, handle, now));
+        Ok(true)
+    }
+
+    /// Whether a process could not be started in this round for want of a slot.
+    fn lacks_slots(&mut self) -> Result<bool> {
+        let Some(over) = self.shortage.take_if(|shortage| !shortage.lasts) else {
+            return Ok(self.shortage.is_some());
+        };
+        if over.told {
+            log::log("pg_background_queue: PostgreSQL has worker slots again")?;
+        }
+        Ok(false)
+    }
+}

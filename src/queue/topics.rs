@@ -1,0 +1,138 @@
+//! What is in force for each topic: the setting `topic_config`, with the global settings where it says nothing.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::rc::Rc;
+
+use super::settings;
+use crate::core::config::{self, Topic};
+use crate::pg::guc::{Check, TextSetting};
+use crate::pg::local::ProcessLocal;
+use crate::pg::{Result, control, datum};
+
+static TOPIC_CONFIG: TextSetting<TopicConfig> = TextSetting::new();
+
+/// The value in postgresql.conf was refused when the server started, where there is no older one to stay in force: no
+/// limit may vanish silently, so nothing runs.
+static REFUSED: ProcessLocal<bool> = ProcessLocal::new(false);
+
+/// Makes the setting known to the server. From `_PG_init`.
+///
+/// # Errors
+/// The name is taken.
+pub fn define() -> Result<()> {
+    TOPIC_CONFIG.define(
+        c"pg_background_queue.topic_config",
+        c"What is set for single topics: a JSON object of objects.",
+        c"Keys: max_parallel_running_tasks_count, retry_count, delay_in_sec, priority, timeout_in_sec.",
+    )
+}
+
+/// Whether execution is paused because `topic_config` was refused at the server's start.
+pub fn are_unknown() -> bool {
+    REFUSED.get()
+}
+
+/// A topic as shared memory knows it: 128 bits of hash, so that no two ever meet.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(C)]
+pub struct TopicId([u64; 2]);
+
+impl TopicId {
+    /// Of a task that is none of ours.
+    pub const NONE: Self = Self([0; 2]);
+
+    /// Of a topic; tasks without one are a topic, too.
+    pub fn of(topic: Option<&[u8]>) -> Self {
+        Self([1_u8, 2].map(|half| {
+            let mut hasher = DefaultHasher::new();
+            (half, topic).hash(&mut hasher);
+            hasher.finish()
+        }))
+    }
+}
+
+struct TopicConfig;
+
+impl Check for TopicConfig {
+    fn check(value: &[u8]) -> std::result::Result<(), String> {
+        let text = std::str::from_utf8(value).map_err(|_| String::from("It is not valid UTF-8."));
+        let outcome = text.and_then(config::parse).map(drop);
+        REFUSED.set(outcome.is_err() && (control::is_preloading() || are_unknown()));
+        outcome
+    }
+
+    fn assigned() {
+        TOPICS.set(None);
+    }
+}
+
+/// What is set for each topic, by its name in the database's encoding.
+type Topics = Rc<HashMap<Vec<u8>, Topic>>;
+
+thread_local! {
+    static TOPICS: RefCell<Option<Topics>> = const { RefCell::new(None) };
+}
+
+/// What is in force for one topic, the global settings filled in.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Rules {
+    /// The most tasks of it that run at the same time.
+    pub limit: usize,
+    /// Retries of a failing task.
+    pub retry_count: i32,
+    /// Microseconds that each of its parallel slots waits before each start.
+    pub delay: i64,
+    /// Priority of tasks that are enqueued now.
+    pub priority: i32,
+    /// Milliseconds after which an attempt is cancelled; 0 is never.
+    pub timeout_ms: i32,
+}
+
+/// What is in force for a topic. In a transaction of a process that is connected to a database.
+///
+/// # Errors
+/// A failing catalog lookup.
+pub fn rules(topic: Option<&[u8]>) -> Result<Rules> {
+    let topics = topics()?;
+    let own = topic
+        .and_then(|name| topics.get(name))
+        .copied()
+        .unwrap_or_default();
+    let all = settings::max_parallel_running_tasks();
+    let delay = own.delay_in_sec.unwrap_or_else(settings::delay_in_sec);
+    Ok(Rules {
+        limit: own
+            .limit
+            .map_or(all, |limit| usize::try_from(limit).unwrap_or(0).min(all)),
+        retry_count: own.retry_count.unwrap_or_else(settings::retry_count),
+        delay: i64::from(delay) * 1_000_000,
+        priority: own.priority.unwrap_or(DEFAULT_PRIORITY),
+        timeout_ms: own
+            .timeout_in_sec
+            .map_or(0, |seconds| seconds.saturating_mul(1000)),
+    })
+}
+
+/// The priority of a task that nothing gives another.
+const DEFAULT_PRIORITY: i32 = 100;
+
+fn topics() -> Result<Topics> {
+    if let Some(topics) = TOPICS.with_borrow(Clone::clone) {
+        return Ok(topics);
+    }
+    let text = TOPIC_CONFIG.get();
+    // The check hook has seen it.
+    let parsed = config::parse(&String::from_utf8_lossy(&text)).unwrap_or_default();
+    let mut topics = HashMap::new();
+    for (name, topic) in parsed {
+        // a name that cannot be said in this database is no topic of it
+        if let Some(name) = datum::from_utf8(&name)? {
+            topics.insert(name, topic);
+        }
+    }
+    let topics = Rc::new(topics);
+    TOPICS.set(Some(Rc::clone(&topics)));
+    Ok(topics)
+}

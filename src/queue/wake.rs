@@ -1,0 +1,144 @@
+//! What a transaction has enqueued, and the wake-up when it commits.
+
+use super::registry::{self, Generations, Key};
+use crate::pg::bgworker;
+use crate::pg::callback::{self, Empty, Ended, Utility};
+use crate::pg::local::ProcessLocal;
+use crate::pg::{Oid, Result, catalog};
+
+/// Roles that one transaction enqueues as; a transaction that uses more asks for a keeper to look.
+const MOST_ROLES: usize = 8;
+
+#[derive(Clone, Copy)]
+struct Pending {
+    roles: [(Oid, i32, u32); MOST_ROLES],
+    count: usize,
+    look: bool,
+    /// Buckets of the settings that it has changed: see [`registry::Generations`].
+    settings: u64,
+}
+
+const NOTHING: Pending = Pending {
+    roles: [(0, 0, 0); MOST_ROLES],
+    count: 0,
+    look: false,
+    settings: 0,
+};
+
+static PENDING: ProcessLocal<Pending> = ProcessLocal::new(NOTHING);
+static WATCHED: ProcessLocal<bool> = ProcessLocal::new(false);
+
+/// Notes that the current transaction has made a task of a role ready to run. A savepoint that is rolled back
+/// leaves a note for nothing, which wakes a worker for nothing.
+///
+/// # Errors
+/// Out of memory.
+pub fn task_enqueued(role: Oid, priority: i32) -> Result<()> {
+    watch()?;
+    let mut pending = PENDING.get();
+    match pending.roles[..pending.count]
+        .iter_mut()
+        .find(|(known, ..)| *known == role)
+    {
+        Some((_, best, tasks)) => {
+            *best = priority.min(*best);
+            *tasks = tasks.saturating_add(1);
+        }
+        None if pending.count < MOST_ROLES => {
+            pending.roles[pending.count] = (role, priority, 1);
+            pending.count += 1;
+        }
+        None => pending.look = true,
+    }
+    PENDING.set(pending);
+    Ok(())
+}
+
+/// Asks for a keeper to look at this database, once the current transaction commits.
+///
+/// # Errors
+/// Out of memory.
+pub fn look_at_commit() -> Result<()> {
+    watch()?;
+    PENDING.set(Pending {
+        look: true,
+        ..PENDING.get()
+    });
+    Ok(())
+}
+
+/// From the utility hook: role or database settings changed, or a prepared transaction was committed.
+pub fn utility_done(what: Utility) {
+    if !registry::is_there() {
+        return;
+    }
+    match what {
+        // COMMIT PREPARED has committed already; the transaction it ran in ends later, with nothing of its own.
+        Utility::CommitPrepared => drop(wake_keeper()),
+        Utility::SessionSettings { role, database } => {
+            if watch().is_ok() {
+                let pending = PENDING.get();
+                PENDING.set(Pending {
+                    settings: pending.settings | Generations::buckets(role, database),
+                    ..pending
+                });
+            }
+        }
+    }
+}
+
+/// From the utility hook: a command wants a database without sessions. Ours leave as soon as they have nothing to
+/// do, and no others come before the command has ended.
+pub fn empty_database(what: Empty) {
+    // Without a registry there are no sessions of ours.
+    let Ok(mut registry) = registry::lock() else {
+        return;
+    };
+    match what {
+        Empty::Wanted(database) => registry.close_database(database, bgworker::my_pid()),
+        Empty::NoLonger(database) => registry.open_database(database),
+    }
+    registry.wake_launcher();
+}
+
+fn wake_keeper() -> Result<()> {
+    let mut registry = registry::lock()?;
+    registry.want_keeper(catalog::current_database());
+    registry.wake_launcher();
+    Ok(())
+}
+
+fn watch() -> Result<()> {
+    if !WATCHED.get() {
+        callback::at_transaction_end(ended)?;
+        WATCHED.set(true);
+    }
+    Ok(())
+}
+
+fn ended(how: Ended) {
+    let pending = PENDING.get();
+    PENDING.set(NOTHING);
+    if how == Ended::Committed && (pending.count > 0 || pending.look || pending.settings != 0) {
+        // Nothing may raise now. The lock can only be refused where there is no registry, and then nothing was noted.
+        let _ = tell(&pending);
+    }
+}
+
+fn tell(pending: &Pending) -> Result<()> {
+    let database = catalog::current_database();
+    let mut registry = registry::lock()?;
+    let mut launcher = pending.look;
+    registry.header.generations.advance(pending.settings);
+    if pending.look {
+        registry.want_keeper(database);
+    }
+    for &(role, priority, tasks) in &pending.roles[..pending.count] {
+        let key = Key { database, role };
+        launcher |= registry.offer(key, priority, tasks);
+    }
+    if launcher {
+        registry.wake_launcher();
+    }
+    Ok(())
+}

@@ -1,0 +1,24 @@
+/* See catalog_shim.c. */
+#ifndef PGBQ_CATALOG_SHIM_H
+#define PGBQ_CATALOG_SHIM_H
+
+typedef enum PgbqMayConnect
+{
+	PGBQ_MAY_CONNECT,
+	PGBQ_NO_SUCH_ROLE,
+	PGBQ_MAY_NOT_LOG_IN,
+	PGBQ_NO_CONNECT_PRIVILEGE
+} PgbqMayConnect;
+
+extern Oid	pgbq_extension_relation(const char *extension, const char *relation);
+extern Oid	pgbq_index_of(Oid relation, const char *name);
+extern Oid	pgbq_owned_sequence(Oid relation);
+extern Oid	pgbq_column_type(Oid relation, AttrNumber attnum);
+extern Oid	pgbq_enum_label(Oid type, const char *label);
+extern Oid *pgbq_connectable_databases(int *count);
+extern char *pgbq_role_name(Oid role);
+extern PgbqMayConnect pgbq_may_connect(Oid role, Oid database);
+extern char *pgbq_session_fingerprint(Oid role, Oid database);
+extern uint32 pgbq_syscache_hash(int cache, Oid key);
+
+#endif

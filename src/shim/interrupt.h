@@ -1,0 +1,11 @@
+/* See interrupt.c. */
+#ifndef PGBQ_INTERRUPT_H
+#define PGBQ_INTERRUPT_H
+
+extern void pgbq_serve(void);
+extern bool pgbq_config_reload_wanted(void);
+extern int	pgbq_wait(long timeout_ms, uint32 wait_event);
+extern void pgbq_forget_cancel(void);
+extern void pgbq_abort(void);
+
+#endif

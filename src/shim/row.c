@@ -1,0 +1,728 @@
+/*
+ * Reads and writes single rows of a table below SQL.
+ *
+ * Nothing here is parsed, planned or checked for permission, and neither triggers, rules nor row security have a
+ * part in it. So it works in a transaction that somebody else's statements have shaped: at any isolation level,
+ * READ ONLY or DEFERRABLE, under any role, search_path and setting.
+ *
+ * All of it runs inside a transaction of the caller's, and may raise errors.
+ *
+ * It must be C: the table access method's interface is inline functions, and PG_TRY is a macro.
+ */
+#include "postgres.h"
+
+#include "access/genam.h"
+#include "access/htup_details.h"
+#include "access/relation.h"
+#include "access/table.h"
+#include "access/tableam.h"
+#include "access/xact.h"
+#include "catalog/pg_type.h"
+#include "executor/executor.h"
+#include "miscadmin.h"
+#include "nodes/execnodes.h"
+#include "nodes/makefuncs.h"
+#include "parser/parse_relation.h"
+#include "pgstat.h"
+#include "storage/lmgr.h"
+#include "storage/proc.h"
+#include "utils/datum.h"
+#include "utils/fmgroids.h"
+#include "utils/inval.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
+#include "utils/timestamp.h"
+#if PG_VERSION_NUM >= 140000
+#include "utils/wait_event.h"
+#endif
+
+#include "row.h"
+
+/*
+ * How often a row is looked for before it counts as missing. A lookup with SnapshotSelf can miss a row while it is
+ * updated: it passes the new version before the commit and the old one after it.
+ */
+#define LOOKUPS 5
+
+/* The longest pause between two attempts to lock a row, ms. */
+#define MAX_PAUSE 32
+
+/* A table that is open for writing, with its indexes. */
+typedef struct Target
+{
+	Relation	rel;
+	EState	   *estate;
+	ResultRelInfo *result;
+} Target;
+
+struct PgbqScan
+{
+	MemoryContext context;		/* of all the scan allocates, itself included */
+	MemoryContext row_context;	/* of the values of the row fetched last */
+	Relation	rel;
+	Relation	index;
+	Snapshot	snapshot;		/* registered */
+	IndexScanDesc desc;
+	TupleTableSlot *slot;
+};
+
+/*
+ * Opens a table with the lock given. That it does not exist (any more) has an SQLSTATE of its own, because it is no
+ * bug: the OID may have come from a cache.
+ */
+static Relation
+open_table(Oid relid, LOCKMODE lockmode)
+{
+	Relation	rel = try_relation_open(relid, lockmode);
+
+	if (rel == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_TABLE),
+				 errmsg("relation with OID %u does not exist", relid)));
+	if (rel->rd_rel->relkind != RELKIND_RELATION)
+		ereport(ERROR,
+				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
+				 errmsg("\"%s\" is not a table", RelationGetRelationName(rel))));
+	return rel;
+}
+
+/* Raises an error unless the table has all these columns: they too may have been dropped. */
+static void
+check_columns(Relation rel, const PgbqColumn *cols, int ncols)
+{
+	TupleDesc	desc = RelationGetDescr(rel);
+
+	for (int i = 0; i < ncols; i++)
+	{
+		AttrNumber	attnum = cols[i].attnum;
+
+		if (attnum < 1 || attnum > desc->natts || TupleDescAttr(desc, attnum - 1)->attisdropped)
+			ereport(ERROR,
+					(errcode(ERRCODE_UNDEFINED_COLUMN),
+					 errmsg("column number %d of relation \"%s\" does not exist",
+							attnum, RelationGetRelationName(rel))));
+	}
+}
+
+/*
+ * Opens a table and its indexes, to write these columns by command. The lock on the table is kept until the
+ * transaction ends.
+ */
+static void
+open_target(Target *target, Oid relid, CmdType command, const PgbqColumn *cols, int ncols)
+{
+	MemoryContext old;
+	Relation	rel = open_table(relid, RowExclusiveLock);
+	EState	   *estate = CreateExecutorState();
+	RangeTblEntry *rte;
+	Bitmapset  *written = NULL;
+
+	check_columns(rel, cols, ncols);
+
+	old = MemoryContextSwitchTo(estate->es_query_cxt);
+
+	rte = makeNode(RangeTblEntry);
+	rte->rtekind = RTE_RELATION;
+	rte->relid = relid;
+	rte->relkind = rel->rd_rel->relkind;
+	rte->rellockmode = RowExclusiveLock;
+
+	/* From this the executor tells an index whether an update changes its columns, which spares btrees splits. */
+	for (int i = 0; i < ncols; i++)
+		written = bms_add_member(written, cols[i].attnum - FirstLowInvalidHeapAttributeNumber);
+
+	{
+#if PG_VERSION_NUM >= 160000
+		List	   *perminfos = NIL;
+		RTEPermissionInfo *columns = addRTEPermissionInfo(&perminfos, rte);
+#else
+		RangeTblEntry *columns = rte;
+#endif
+
+		if (command == CMD_INSERT)
+			columns->insertedCols = written;
+		else
+			columns->updatedCols = written;
+
+#if PG_VERSION_NUM >= 180000
+		ExecInitRangeTable(estate, list_make1(rte), perminfos, bms_make_singleton(1));
+#elif PG_VERSION_NUM >= 160000
+		ExecInitRangeTable(estate, list_make1(rte), perminfos);
+#else
+		ExecInitRangeTable(estate, list_make1(rte));
+#endif
+	}
+
+	target->rel = rel;
+	target->estate = estate;
+	target->result = makeNode(ResultRelInfo);
+	InitResultRelInfo(target->result, rel, 1, NULL, 0);
+	ExecOpenIndices(target->result, false);
+#if PG_VERSION_NUM < 140000
+	estate->es_result_relation_info = target->result;
+#endif
+
+	MemoryContextSwitchTo(old);
+}
+
+/* Closes what open_target opened. */
+static void
+close_target(Target *target)
+{
+	ExecCloseIndices(target->result);
+	table_close(target->rel, NoLock);
+	FreeExecutorState(target->estate);
+}
+
+/*
+ * Makes the index entries of a row that has been stored. What a deferrable constraint would have to check again
+ * when the transaction ends is ignored: that is a trigger's work, and triggers do not fire.
+ */
+static void
+insert_index_entries(Target *target, TupleTableSlot *slot, bool update, bool only_summarizing)
+{
+	if (target->result->ri_NumIndices == 0)
+		return;
+
+#if PG_VERSION_NUM >= 160000
+	(void) ExecInsertIndexTuples(target->result, slot, target->estate, update, false, NULL, NIL, only_summarizing);
+#elif PG_VERSION_NUM >= 140000
+	(void) ExecInsertIndexTuples(target->result, slot, target->estate, update, false, NULL, NIL);
+#else
+	(void) ExecInsertIndexTuples(slot, target->estate, false, NULL, NIL);
+#endif
+}
+
+/*
+ * Fetches columns of the row in the slot into get; values by reference are copies in the given context,
+ * detoasted, with a full varlena header. There must be a snapshot, to detoast.
+ */
+static void
+get_columns(TupleTableSlot *slot, PgbqColumn *get, int nget, MemoryContext context)
+{
+	MemoryContext old = MemoryContextSwitchTo(context);
+
+	for (int i = 0; i < nget; i++)
+	{
+		Form_pg_attribute attr = TupleDescAttr(slot->tts_tupleDescriptor, get[i].attnum - 1);
+		Datum		value = slot_getattr(slot, get[i].attnum, &get[i].isnull);
+
+		if (get[i].isnull)
+			get[i].value = (Datum) 0;
+		else if (attr->attlen == -1)
+			get[i].value = PointerGetDatum(PG_DETOAST_DATUM_COPY(value));
+		else
+			get[i].value = datumCopy(value, attr->attbyval, attr->attlen);
+	}
+
+	MemoryContextSwitchTo(old);
+}
+
+/*
+ * Whether the row in the slot holds these values. They are compared byte by byte, by no operator that somebody
+ * could have put in the way; a NULL equals a NULL.
+ */
+static bool
+row_matches(TupleTableSlot *slot, const PgbqColumn *cols, int ncols)
+{
+	for (int i = 0; i < ncols; i++)
+	{
+		Form_pg_attribute attr = TupleDescAttr(slot->tts_tupleDescriptor, cols[i].attnum - 1);
+		bool		isnull;
+		Datum		value = slot_getattr(slot, cols[i].attnum, &isnull);
+
+		if (isnull != cols[i].isnull)
+			return false;
+		if (!isnull && !datum_image_eq(value, cols[i].value, attr->attbyval, attr->attlen))
+			return false;
+	}
+	return true;
+}
+
+/*
+ * Makes new_slot the row in old_slot (or, if that is NULL, one of nothing but NULLs) with these columns replaced.
+ * Values by reference are not copied. Dropped columns become NULL, as in an UPDATE.
+ */
+static void
+fill_slot(TupleTableSlot *new_slot, TupleTableSlot *old_slot, const PgbqColumn *cols, int ncols)
+{
+	TupleDesc	desc = new_slot->tts_tupleDescriptor;
+
+	if (old_slot != NULL)
+		slot_getallattrs(old_slot);
+
+	ExecClearTuple(new_slot);
+	for (int i = 0; i < desc->natts; i++)
+	{
+		bool		keep = old_slot != NULL && !TupleDescAttr(desc, i)->attisdropped;
+
+		new_slot->tts_isnull[i] = keep ? old_slot->tts_isnull[i] : true;
+		new_slot->tts_values[i] = keep ? old_slot->tts_values[i] : (Datum) 0;
+	}
+	for (int i = 0; i < ncols; i++)
+	{
+		new_slot->tts_isnull[cols[i].attnum - 1] = cols[i].isnull;
+		new_slot->tts_values[cols[i].attnum - 1] = cols[i].value;
+	}
+	ExecStoreVirtualTuple(new_slot);
+}
+
+/*
+ * The open index to look a row up in: the one that was asked for if it is usable, or else the primary key; NULL if
+ * there is none.
+ */
+static Relation
+find_primary_key(Target *target, Oid indexid)
+{
+	Relation	found = NULL;
+
+	for (int i = 0; i < target->result->ri_NumIndices; i++)
+	{
+		Relation	index = target->result->ri_IndexRelationDescs[i];
+
+		if (!index->rd_index->indisunique || !index->rd_index->indisvalid ||
+			IndexRelationGetNumberOfKeyAttributes(index) != 1 ||
+			index->rd_opcintype[0] != INT8OID)
+			continue;
+		if (RelationGetRelid(index) == indexid)
+			return index;
+		if (index->rd_index->indisprimary)
+			found = index;
+	}
+	return found;
+}
+
+/*
+ * Opens a table and its indexes to update these columns of a row, and returns the index to look it up in.
+ *
+ * REINDEX CONCURRENTLY replaces the index by one with another OID, and for an instant after its commit the catalog
+ * cache can hold the old index as it is now and the new one as it was, neither the primary key: so look again.
+ */
+static Relation
+open_target_for_update(Target *target, Oid relid, Oid pkindex, const PgbqColumn *set, int nset)
+{
+	for (int i = 0; i < LOOKUPS; i++)
+	{
+		Relation	index;
+
+		open_target(target, relid, CMD_UPDATE, set, nset);
+		index = find_primary_key(target, pkindex);
+		if (index != NULL)
+			return index;
+
+		close_target(target);
+		pg_usleep(1000L);
+		AcceptInvalidationMessages();
+	}
+
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("table \"%s\" has no primary key of one column of type bigint", get_rel_name(relid))));
+}
+
+/*
+ * Looks a row up; on success the slot holds a copy of it, and no buffer is pinned.
+ *
+ * SnapshotSelf sees what is committed by now, whatever snapshot the transaction has, and takes no predicate locks.
+ */
+static bool
+find_row(Relation rel, Relation index, int64 id, TupleTableSlot *slot)
+{
+	ScanKeyData key;
+	IndexScanDesc scan;
+	bool		found;
+
+	ScanKeyInit(&key, 1, BTEqualStrategyNumber, F_INT8EQ, Int64GetDatum(id));
+#if PG_VERSION_NUM >= 180000
+	scan = index_beginscan(rel, index, SnapshotSelf, NULL, 1, 0);
+#else
+	scan = index_beginscan(rel, index, SnapshotSelf, 1, 0);
+#endif
+	index_rescan(scan, &key, 1, NULL, 0);
+
+	found = index_getnext_slot(scan, ForwardScanDirection, slot);
+	if (found)
+		ExecMaterializeSlot(slot);
+
+	index_endscan(scan);
+	return found;
+}
+
+/*
+ * Locks the newest version of the row in the slot, which then holds that version; without waiting for anybody, or as any session does.
+ */
+static TM_Result
+lock_row(Relation rel, TupleTableSlot *slot, LockWaitPolicy policy)
+{
+	ItemPointerData tid = slot->tts_tid;
+	TM_FailureData failure;
+
+	/*
+	 * Nobody has locked, updated or deleted this version: the update itself will find out whether that still
+	 * holds, so that a lock, which costs a WAL record, would gain nothing.
+	 */
+	if (TTS_IS_BUFFERTUPLE(slot) &&
+		(((BufferHeapTupleTableSlot *) slot)->base.tuple->t_data->t_infomask & HEAP_XMAX_INVALID))
+		return TM_Ok;
+
+	ExecClearTuple(slot);
+	return table_tuple_lock(rel, &tid, GetActiveSnapshot(), slot, GetCurrentCommandId(true),
+							LockTupleNoKeyExclusive, policy,
+							TUPLE_LOCK_FLAG_FIND_LAST_VERSION, &failure);
+}
+
+/* Sleeps as long as *pause says, and doubles it up to a limit. */
+static void
+pause_for_lock(int *pause)
+{
+	pgstat_report_wait_start(PG_WAIT_LOCK | LOCKTAG_TUPLE);
+	pg_usleep(*pause * 1000L);
+	pgstat_report_wait_end();
+	*pause = Min(*pause * 2, MAX_PAUSE);
+}
+
+/* The body of pgbq_row_update and, with set = NULL, of pgbq_row_delete, with lock_timeout already in force. */
+static PgbqRowResult
+update_row(Oid relid, Oid pkindex, int64 id, const PgbqColumn *fence, int nfence,
+		   PgbqColumn *get, int nget, const PgbqColumn *set, int nset, int row_timeout_ms)
+{
+	MemoryContext caller_context = CurrentMemoryContext;
+	PgbqRowResult result;
+	Target		target;
+	Relation	index;
+	TupleTableSlot *slot;
+	TupleTableSlot *new_slot;
+	int			misses = 0;
+	int			pause = 1;
+	TimestampTz deadline = 0;
+
+	/* Otherwise a row written by the command before this one could not be updated. */
+	CommandCounterIncrement();
+
+	/*
+	 * The first snapshot of a SERIALIZABLE READ ONLY DEFERRABLE transaction waits for others to end. If this
+	 * transaction has none yet, it has read nothing either, and its level makes no difference to anybody.
+	 */
+	if (!FirstSnapshotSet)
+		XactIsoLevel = XACT_READ_COMMITTED;
+
+	/* TOAST, and functions in index expressions, want an active snapshot; rows are found by another one. */
+	PushActiveSnapshot(GetTransactionSnapshot());
+
+	index = open_target_for_update(&target, relid, pkindex, set, nset);
+	check_columns(target.rel, fence, nfence);
+	check_columns(target.rel, get, nget);
+
+	MemoryContextSwitchTo(target.estate->es_query_cxt);
+	slot = table_slot_create(target.rel, NULL);
+	new_slot = MakeSingleTupleTableSlot(RelationGetDescr(target.rel), &TTSOpsVirtual);
+
+	for (;;)
+	{
+		TM_Result	outcome;
+		TM_FailureData failure;
+		LockTupleMode lockmode;
+		ItemPointerData tid;
+#if PG_VERSION_NUM >= 160000
+		TU_UpdateIndexes update_indexes;
+#else
+		bool		update_indexes;
+#endif
+
+		CHECK_FOR_INTERRUPTS();
+
+		if (!find_row(target.rel, index, id, slot))
+		{
+			if (++misses < LOOKUPS)
+				continue;
+			result = PGBQ_ROW_MISSING;
+			break;
+		}
+
+		outcome = lock_row(target.rel, slot, row_timeout_ms < 0 ? LockWaitBlock : LockWaitSkip);
+		if (outcome == TM_Ok)
+		{
+			if (!row_matches(slot, fence, nfence))
+			{
+				get_columns(slot, get, nget, caller_context);
+				result = PGBQ_ROW_FENCED;
+				break;
+			}
+
+			/*
+			 * If it was not locked above and somebody has got at the row in the meantime, this waits for him, no
+			 * longer than lock_timeout, and then says so if he has changed it.
+			 */
+			tid = slot->tts_tid;
+			if (set == NULL)
+			{
+				outcome = table_tuple_delete(target.rel, &tid, GetCurrentCommandId(true), GetActiveSnapshot(),
+											 InvalidSnapshot, true, &failure, false);
+				if (outcome == TM_Ok)
+				{
+					result = PGBQ_ROW_DONE;
+					break;
+				}
+				goto again;
+			}
+			fill_slot(new_slot, slot, set, nset);
+			outcome = table_tuple_update(target.rel, &tid, new_slot, GetCurrentCommandId(true),
+										 GetActiveSnapshot(), InvalidSnapshot, true,
+										 &failure, &lockmode, &update_indexes);
+			if (outcome == TM_Ok)
+			{
+#if PG_VERSION_NUM >= 160000
+				if (update_indexes != TU_None)
+					insert_index_entries(&target, new_slot, true, update_indexes == TU_Summarizing);
+#else
+				if (update_indexes)
+					insert_index_entries(&target, new_slot, true, false);
+#endif
+				get_columns(slot, get, nget, caller_context);
+				result = PGBQ_ROW_DONE;
+				break;
+			}
+		}
+
+again:
+		/* Somebody else has it, or has just changed it: again, from the lookup on, for a bounded time. */
+		if (outcome != TM_WouldBlock && outcome != TM_Updated && outcome != TM_Deleted)
+			elog(ERROR, "unexpected status %d of row " INT64_FORMAT " of table \"%s\"",
+				 outcome, id, RelationGetRelationName(target.rel));
+
+		if (row_timeout_ms < 0)
+			continue;
+		if (deadline == 0)
+			deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), row_timeout_ms);
+		else if (GetCurrentTimestamp() >= deadline)
+		{
+			result = PGBQ_ROW_LOCKED;
+			break;
+		}
+		if (outcome == TM_WouldBlock)
+			pause_for_lock(&pause);
+	}
+
+	ExecDropSingleTupleTableSlot(new_slot);
+	ExecDropSingleTupleTableSlot(slot);
+	MemoryContextSwitchTo(caller_context);
+	close_target(&target);
+	CommandCounterIncrement();
+	PopActiveSnapshot();
+	return result;
+}
+
+/* Changes one row with lock_timeout in force: the variable, not the setting, so that no GUC machinery can fail. */
+static PgbqRowResult
+change_row(Oid relid, Oid pkindex, int64 id, const PgbqColumn *fence, int nfence,
+		   PgbqColumn *get, int nget, const PgbqColumn *set, int nset,
+		   int lock_timeout_ms, int row_timeout_ms)
+{
+	volatile PgbqRowResult result = PGBQ_ROW_MISSING;
+	int			save_lock_timeout = LockTimeout;
+
+	Assert(IsTransactionState());
+	if (lock_timeout_ms >= 0)
+		LockTimeout = lock_timeout_ms;
+	PG_TRY();
+	{
+		result = update_row(relid, pkindex, id, fence, nfence, get, nget, set, nset, row_timeout_ms);
+	}
+	PG_FINALLY();
+	{
+		LockTimeout = save_lock_timeout;
+	}
+	PG_END_TRY();
+
+	return result;
+}
+
+/*
+ * Updates the row whose primary key, one column of type bigint, is id.
+ *
+ * Each fence column of the row's newest version must hold the value given; otherwise nothing is written and the
+ * answer is FENCED. The columns in get are filled from the version that was replaced, or that failed the fence,
+ * in CurrentMemoryContext. pkindex is the primary key's index; if it is InvalidOid, or gone, the table is asked for it.
+ *
+ * A row that somebody else holds is waited for no longer than row_timeout_ms: LOCKED then. A lock on the whole
+ * table, or one that came between two steps, is waited for no longer than lock_timeout_ms (0: for ever) and ends in
+ * an error then, 55P03: in either case the row is as it was. The wait for a row is one that the deadlock detector
+ * does not see, so a caller that holds locks of its own must bound it. Negative times are those of the session: both waits are
+ * as for an UPDATE. A SERIALIZABLE transaction can get 40001 here if other such transactions have read the row.
+ *
+ * If the transaction has no snapshot yet it becomes READ COMMITTED: to be called first, or last, in it.
+ */
+PgbqRowResult
+pgbq_row_update(Oid relid, Oid pkindex, int64 id, const PgbqColumn *fence, int nfence,
+				PgbqColumn *get, int nget, const PgbqColumn *set, int nset,
+				int lock_timeout_ms, int row_timeout_ms)
+{
+	Assert(set != NULL);
+	return change_row(relid, pkindex, id, fence, nfence, get, nget, set, nset, lock_timeout_ms, row_timeout_ms);
+}
+
+/*
+ * Deletes the row whose primary key is id, if its newest version holds the values of the fence columns; else as
+ * pgbq_row_update. Foreign keys that refer to the row are not looked at: they are triggers.
+ */
+PgbqRowResult
+pgbq_row_delete(Oid relid, Oid pkindex, int64 id, const PgbqColumn *fence, int nfence,
+				int lock_timeout_ms, int row_timeout_ms)
+{
+	return change_row(relid, pkindex, id, fence, nfence, NULL, 0, NULL, 0, lock_timeout_ms, row_timeout_ms);
+}
+
+/*
+ * Inserts one row. Columns not named are NULL: defaults are the caller's business, NOT NULL and CHECK constraints
+ * are checked. Later commands of the transaction see the row; the current one, if there is one, does not.
+ */
+void
+pgbq_row_insert(Oid relid, const PgbqColumn *cols, int ncols)
+{
+	MemoryContext old;
+	Target		target;
+	TupleTableSlot *slot;
+	bool		push = !ActiveSnapshotSet();
+
+	Assert(IsTransactionState());
+
+	/* In a function called from SQL there is one, and another one per row would be dear. */
+	if (push)
+		PushActiveSnapshot(GetTransactionSnapshot());
+
+	open_target(&target, relid, CMD_INSERT, cols, ncols);
+
+	old = MemoryContextSwitchTo(target.estate->es_query_cxt);
+	slot = MakeSingleTupleTableSlot(RelationGetDescr(target.rel), &TTSOpsVirtual);
+	fill_slot(slot, NULL, cols, ncols);
+
+	if (target.rel->rd_att->constr)
+		ExecConstraints(target.result, slot, target.estate);
+	table_tuple_insert(target.rel, slot, GetCurrentCommandId(true), 0, NULL);
+	insert_index_entries(&target, slot, false, false);
+
+	ExecDropSingleTupleTableSlot(slot);
+	MemoryContextSwitchTo(old);
+	close_target(&target);
+	if (push)
+		PopActiveSnapshot();
+}
+
+/*
+ * Begins a scan of a table in the order of one of its btree indexes, forward, of the rows that fulfil all keys;
+ * these are in the order of the index's columns, and
+ * values by reference must stay until pgbq_scan_end.
+ *
+ * The scan sees what was committed before this call, also in a REPEATABLE READ transaction, and what the transaction
+ * itself did in earlier commands. In a SERIALIZABLE one it takes predicate locks as any query does. It holds
+ * AccessShareLock on both until pgbq_scan_end, or the end of the transaction after an error, and lives in a context
+ * below CurrentMemoryContext.
+ */
+PgbqScan *
+pgbq_scan_begin(Oid relid, Oid indexid, const PgbqScanKey *keys, int nkeys)
+{
+	MemoryContext context;
+	MemoryContext old;
+	PgbqScan   *scan;
+	ScanKey		scan_keys;
+
+	Assert(IsTransactionState());
+
+	context = AllocSetContextCreate(CurrentMemoryContext, "pg_background_queue scan", ALLOCSET_SMALL_SIZES);
+	old = MemoryContextSwitchTo(context);
+	scan = palloc0(sizeof(PgbqScan));
+	scan->context = context;
+	scan->row_context = AllocSetContextCreate(context, "pg_background_queue row", ALLOCSET_SMALL_SIZES);
+
+	/* The table's lock comes first: who holds it keeps its indexes from being dropped. */
+	scan->rel = open_table(relid, AccessShareLock);
+	scan->index = try_relation_open(indexid, AccessShareLock);
+	if (scan->index == NULL ||
+		scan->index->rd_rel->relkind != RELKIND_INDEX ||
+		scan->index->rd_index->indrelid != relid ||
+		!scan->index->rd_index->indisvalid)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("relation \"%s\" has no valid index with OID %u", RelationGetRelationName(scan->rel), indexid)));
+
+	scan_keys = palloc(sizeof(ScanKeyData) * Max(nkeys, 1));
+	for (int i = 0; i < nkeys; i++)
+	{
+		int			column = keys[i].index_column - 1;
+		Oid			type;
+		Oid			operator;
+
+		if (column < 0 || column >= IndexRelationGetNumberOfKeyAttributes(scan->index) ||
+			(i > 0 && keys[i].index_column < keys[i - 1].index_column))
+			elog(ERROR, "bad key column %d for index \"%s\"",
+				 keys[i].index_column, RelationGetRelationName(scan->index));
+
+		if (keys[i].strategy < 0)
+		{
+			ScanKeyEntryInitialize(&scan_keys[i],
+								   SK_ISNULL | (keys[i].strategy == PGBQ_IS_NULL ? SK_SEARCHNULL : SK_SEARCHNOTNULL),
+								   keys[i].index_column, InvalidStrategy, InvalidOid, InvalidOid, InvalidOid, (Datum) 0);
+			continue;
+		}
+
+		type = scan->index->rd_opcintype[column];
+		operator = get_opfamily_member(scan->index->rd_opfamily[column], type, type, keys[i].strategy);
+		if (!OidIsValid(operator))
+			elog(ERROR, "index \"%s\" has no operator for strategy %d of column %d",
+				 RelationGetRelationName(scan->index), keys[i].strategy, keys[i].index_column);
+
+		ScanKeyEntryInitialize(&scan_keys[i], 0, keys[i].index_column, keys[i].strategy, InvalidOid,
+							   scan->index->rd_indcollation[column], get_opcode(operator), keys[i].value);
+	}
+
+	scan->snapshot = RegisterSnapshot(GetLatestSnapshot());
+	scan->slot = table_slot_create(scan->rel, NULL);
+#if PG_VERSION_NUM >= 180000
+	scan->desc = index_beginscan(scan->rel, scan->index, scan->snapshot, NULL, nkeys, 0);
+#else
+	scan->desc = index_beginscan(scan->rel, scan->index, scan->snapshot, nkeys, 0);
+#endif
+	index_rescan(scan->desc, scan_keys, nkeys, NULL, 0);
+
+	MemoryContextSwitchTo(old);
+	return scan;
+}
+
+/*
+ * Fetches the columns of the scan's next row; the values last until the next call. False if there is none; get is as
+ * it was then.
+ */
+bool
+pgbq_scan_next(PgbqScan *scan, PgbqColumn *get, int nget)
+{
+	MemoryContext caller_context = MemoryContextSwitchTo(scan->context);
+	bool		found;
+
+	CHECK_FOR_INTERRUPTS();
+	MemoryContextReset(scan->row_context);
+
+	/* The index access method may allocate here what it needs until the end of the scan. */
+	found = index_getnext_slot(scan->desc, ForwardScanDirection, scan->slot);
+	if (found)
+	{
+		check_columns(scan->rel, get, nget);
+		get_columns(scan->slot, get, nget, scan->row_context);
+	}
+
+	MemoryContextSwitchTo(caller_context);
+	return found;
+}
+
+/* Ends a scan and frees it. */
+void
+pgbq_scan_end(PgbqScan *scan)
+{
+	index_endscan(scan->desc);
+	ExecDropSingleTupleTableSlot(scan->slot);
+	UnregisterSnapshot(scan->snapshot);
+	relation_close(scan->index, AccessShareLock);
+	table_close(scan->rel, AccessShareLock);
+	MemoryContextDelete(scan->context);
+}

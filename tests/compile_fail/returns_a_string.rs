@@ -1,0 +1,5 @@
+include!("support.inc");
+
+pub fn snippet(text: &str) -> bool {
+    guard::guard(|| text.to_owned()).is_ok()
+}
