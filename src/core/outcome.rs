@@ -10,9 +10,6 @@
 /// Unclean interruptions (crashes of the server while the task ran) after which a task is given up.
 pub const MOST_INTERRUPTIONS: i32 = 5;
 
-/// The longest wait before a retry, in seconds: a day.
-pub const MOST_DELAY_SECONDS: i32 = 24 * 60 * 60;
-
 /// What to do with a task whose attempt failed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum AfterFailure {
@@ -27,27 +24,33 @@ pub enum AfterFailure {
     Fail,
 }
 
-/// An attempt failed: `retry_count` retries were used before, `max_retries` are allowed.
-pub fn after_failure(retry_count: i32, max_retries: i32) -> AfterFailure {
+/// An attempt failed: `retry_count` retries were used before, `max_retries` are allowed, with `most_seconds` before each at most.
+pub fn after_failure(retry_count: i32, max_retries: i32, most_seconds: i32) -> AfterFailure {
     if retry_count < max_retries {
         let retry_count = retry_count.saturating_add(1);
         AfterFailure::Retry {
             retry_count,
-            delay_seconds: delay_seconds(retry_count),
+            delay_seconds: delay_seconds(retry_count, most_seconds),
         }
     } else {
         AfterFailure::Fail
     }
 }
 
-/// 2, 4, 8 … seconds before the first, second, third retry, at most [`MOST_DELAY_SECONDS`].
-fn delay_seconds(retry: i32) -> i32 {
+/// 2, 4, 8 … seconds before the first, second, third retry, at most `most`.
+fn delay_seconds(retry: i32, most: i32) -> i32 {
     u32::try_from(retry)
         .ok()
         .and_then(|exponent| 2_i32.checked_pow(exponent))
-        .map_or(MOST_DELAY_SECONDS, |seconds| {
-            seconds.min(MOST_DELAY_SECONDS)
-        })
+        .map_or(most, |seconds| seconds.min(most))
+}
+
+/// Attempts beyond its retries that a task may have because of conflicts over the queue's own row.
+const MOST_CONFLICTS: i32 = 20;
+
+/// Whether a task whose attempt failed through no fault of its own may run again at once.
+pub fn may_run_again_at_once(attempt: i32, retry_count: i32) -> bool {
+    attempt.saturating_sub(retry_count) <= MOST_CONFLICTS
 }
 
 /// What to do with a task that was running when its server went down.
@@ -85,12 +88,12 @@ mod tests {
 
     #[test]
     fn without_retries_a_failure_is_final() {
-        assert_eq!(after_failure(0, 0), AfterFailure::Fail);
+        assert_eq!(after_failure(0, 0, 60), AfterFailure::Fail);
     }
 
     #[test]
     fn delays_double_from_two_seconds() {
-        let delays: Vec<_> = (0..4).map(|used| after_failure(used, 4)).collect();
+        let delays: Vec<_> = (0..4).map(|used| after_failure(used, 4, 60)).collect();
         let expected: Vec<_> = [(1, 2), (2, 4), (3, 8), (4, 16)]
             .map(|(retry_count, delay_seconds)| AfterFailure::Retry {
                 retry_count,
@@ -98,7 +101,15 @@ mod tests {
             })
             .into();
         assert_eq!(delays, expected);
-        assert_eq!(after_failure(4, 4), AfterFailure::Fail);
+        assert_eq!(after_failure(4, 4, 60), AfterFailure::Fail);
+    }
+
+    #[test]
+    fn conflicts_are_forgiven_for_a_while() {
+        assert!(may_run_again_at_once(1, 0));
+        assert!(may_run_again_at_once(20, 0));
+        assert!(!may_run_again_at_once(21, 0));
+        assert!(may_run_again_at_once(21, 1));
     }
 
     #[test]
@@ -125,10 +136,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn delays_are_bounded_and_never_shrink(used in 0..i32::MAX - 1) {
-            let delay = delay_seconds(used);
-            prop_assert!((1..=MOST_DELAY_SECONDS).contains(&delay));
-            prop_assert!(delay_seconds(used + 1) >= delay);
+        fn delays_are_bounded_and_never_shrink(used in 0..i32::MAX - 1, most in 1..i32::MAX) {
+            let delay = delay_seconds(used, most);
+            prop_assert!((1..=most).contains(&delay));
+            prop_assert!(delay_seconds(used + 1, most) >= delay);
         }
     }
 }

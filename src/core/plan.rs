@@ -7,7 +7,7 @@
 //! - A role that has work and no worker comes first; databases take turns, then better (lower) priority, then
 //!   who has waited longest.
 //! - What is free after that goes to roles whose workers have more to do than they can; idle workers of others
-//!   leave for them, too.
+//!   leave for them, too, and busy ones whose work is of worse priority.
 //! - When room is needed, idle workers leave at once. Busy ones are asked through [`Plan::room`]: the first that has
 //!   finished a task and was here for its [`STINT_MICROSECONDS`], or whose work is of worse priority, leaves. (Sending
 //!   away one in particular could pick the one whose task takes hours.)
@@ -83,8 +83,11 @@ pub struct Plan {
     pub leave: Vec<usize>,
     /// Busy workers that should leave after their task and their stint.
     pub room: usize,
-    /// The best priority among those who wait for that room.
-    pub room_priority: Option<i32>,
+    /// Of those who wait for that room, the best: its database and priority.
+    pub room_for: Option<(u32, i32)>,
+    /// Of those who have more to do than their workers can, the best, if it found no place: a worker of the same database whose
+    /// work is of worse priority leaves for it after its task.
+    pub better: Option<(u32, i32)>,
     /// Busy workers that must leave after their task: the limit has been lowered.
     pub surplus: usize,
     /// Workers that should leave instead of becoming idle: others have more to do than they can.
@@ -130,31 +133,31 @@ pub fn plan(now: i64, limits: Limits, workers: &[Worker], demands: &[Demand]) ->
             + started.iter().filter(|&&other| other == database).count()
     };
     let mut started: Vec<u32> = Vec::new();
-    let mut starts = |waiting: &mut Vec<&Demand>, free: &mut usize| {
-        while *free > 0 && !waiting.is_empty() {
-            let best = (0..waiting.len())
-                .min_by_key(|&i| {
-                    let demand = waiting[i];
-                    (
-                        in_database(demand.database, &started),
-                        demand.priority,
-                        demand.order,
-                    )
-                })
-                .expect("not empty");
-            let demand = waiting.swap_remove(best);
-            started.push(demand.database);
-            plan.start.push(demand.index);
-            *free -= 1;
-        }
-    };
-    starts(&mut unserved, &mut free);
     let mut more: Vec<&Demand> = served
         .iter()
         .copied()
         .filter(|demand| demand.more)
         .collect();
-    starts(&mut more, &mut free);
+    while free > 0 {
+        // a role without a worker before one that could do with another, unless that is of better priority
+        let key = |demand: &Demand, has_worker: bool| {
+            let turn = in_database(demand.database, &started);
+            (turn, demand.priority, has_worker, demand.order)
+        };
+        let without = (0..unserved.len()).min_by_key(|&i| key(unserved[i], false));
+        let with = (0..more.len()).min_by_key(|&i| key(more[i], true));
+        let demand = match (without, with) {
+            (Some(i), Some(j)) if key(unserved[i], false) > key(more[j], true) => {
+                more.swap_remove(j)
+            }
+            (Some(i), _) => unserved.swap_remove(i),
+            (None, Some(j)) => more.swap_remove(j),
+            (None, None) => break,
+        };
+        started.push(demand.database);
+        plan.start.push(demand.index);
+        free -= 1;
+    }
 
     // Those who are still without a worker need room, and so does a limit that is lower than what there is.
     let over = occupied.saturating_sub(limits.workers);
@@ -186,11 +189,14 @@ pub fn plan(now: i64, limits: Limits, workers: &[Worker], demands: &[Demand]) ->
     needed -= go;
     plan.surplus = needed.min(over.saturating_sub(leaving + go));
     plan.room = needed - plan.surplus;
-    plan.room_priority = unserved
-        .iter()
-        .map(|demand| demand.priority)
-        .min()
-        .filter(|_| plan.room > 0);
+    let best = |waiting: &[&Demand]| {
+        waiting
+            .iter()
+            .min_by_key(|demand| demand.priority)
+            .map(|demand| (demand.database, demand.priority))
+    };
+    plan.room_for = best(&unserved).filter(|_| plan.room > 0);
+    plan.better = best(&more).filter(|_| limits.workers > 0);
     plan
 }
 
@@ -281,9 +287,28 @@ mod tests {
         let demands = [demand(0, 7), demand(1, 8), demand(2, 1), demand(3, 2)];
         let result = plan(0, LIMITS, &busy, &demands);
         assert_eq!(
-            (result.room, result.room_priority, result.surplus),
-            (2, Some(100), 0)
+            (result.room, result.room_for, result.surplus),
+            (2, Some((1, 100)), 0)
         );
+    }
+
+    #[test]
+    fn a_better_priority_with_more_to_do_goes_before_a_role_without_a_worker() {
+        let workers = [worker(0, 1, Phase::Busy)];
+        let better = Demand {
+            more: true,
+            priority: 1,
+            ..demand(0, 1)
+        };
+        let demands = [better, demand(1, 7)];
+        assert_eq!(plan(0, LIMITS, &workers, &demands).start, [0]);
+        let equal = Demand {
+            more: true,
+            ..demand(0, 1)
+        };
+        assert_eq!(plan(0, LIMITS, &workers, &[equal, demand(1, 7)]).start, [1]);
+        let busy = [worker(0, 1, Phase::Busy), worker(1, 7, Phase::Busy)];
+        assert_eq!(plan(0, LIMITS, &busy, &demands).better, Some((1, 1)));
     }
 
     #[test]

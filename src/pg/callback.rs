@@ -4,7 +4,7 @@ use std::ffi::c_void;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::boundary;
-use super::error::Result;
+use super::error::{Error, Result, sqlstate};
 use super::guard;
 use super::local::ProcessLocal;
 use crate::pg_sys::{self, Datum, Oid};
@@ -51,20 +51,43 @@ pub fn at_transaction_end(f: fn(Ended)) -> Result<()> {
     guard(|| unsafe { pg_sys::RegisterXactCallback(Some(call), std::ptr::null_mut()) })
 }
 
-static AT_EXIT: ProcessLocal<Option<fn()>> = ProcessLocal::new(None);
+/// More than one extension's layers ever ask for.
+const MOST_AT_EXIT: usize = 4;
 
-/// Calls `f` when this process exits, with shared memory still attached and, if it connects to a database
-/// afterwards, its transaction already aborted (`before_shmem_exit`: the last registered is called first).
+type AtExit = [Option<fn()>; MOST_AT_EXIT];
+static AT_EXIT: ProcessLocal<AtExit> = ProcessLocal::new([None; MOST_AT_EXIT]);
+
+/// Calls `f` when this process exits, with shared memory still attached and, if it connects to a database after the
+/// first call of this function, its transaction already aborted (`before_shmem_exit`: the last registered is called first).
+/// Asking twice for the same is asking once.
 ///
 /// # Errors
-/// Too many callbacks (FATAL).
+/// Too many callbacks.
 pub fn at_exit(f: fn()) -> Result<()> {
     extern "C-unwind" fn call(_code: i32, _arg: Datum) {
-        if let Some(f) = AT_EXIT.get() {
+        for f in AT_EXIT.get().into_iter().rev().flatten() {
             contained(f);
         }
     }
-    AT_EXIT.set(Some(f));
+    let mut wanted = AT_EXIT.get();
+    if wanted
+        .iter()
+        .flatten()
+        .any(|known| std::ptr::fn_addr_eq(*known, f))
+    {
+        return Ok(());
+    }
+    let Some(i) = wanted.iter().position(Option::is_none) else {
+        return Err(Error::new(
+            sqlstate::INTERNAL_ERROR,
+            "too many exit callbacks",
+        ));
+    };
+    wanted[i] = Some(f);
+    AT_EXIT.set(wanted);
+    if i > 0 {
+        return Ok(());
+    }
     // SAFETY: a function of the right type.
     guard(|| unsafe { pg_sys::before_shmem_exit(Some(call), 0) })
 }

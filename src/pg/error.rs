@@ -59,6 +59,8 @@ pub mod sqlstate {
     pub const CRASH_SHUTDOWN: SqlState = SqlState::new(b"57P02");
     /// `insufficient_resources`
     pub const INSUFFICIENT_RESOURCES: SqlState = SqlState::new(b"53000");
+    /// `serialization_failure`
+    pub const SERIALIZATION_FAILURE: SqlState = SqlState::new(b"40001");
     /// `lock_not_available`
     pub const LOCK_NOT_AVAILABLE: SqlState = SqlState::new(b"55P03");
     /// `internal_error`

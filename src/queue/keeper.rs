@@ -133,7 +133,9 @@ impl Keeper {
             let transaction = Transaction::begin(Durability::Flushed)?;
             let store = Store::require()?;
             for &id in batch {
-                store.hold(id)?;
+                if let Some(row) = store.find(id)?.filter(|row| !row.ours) {
+                    store.hold(&row)?;
+                }
             }
             transaction.commit()?;
         }
@@ -178,7 +180,6 @@ impl Keeper {
                 task,
                 attempt,
                 relation,
-                cancelled,
                 ..
             } = work;
             if control::postmaster_is_stopping() {
@@ -192,13 +193,15 @@ impl Keeper {
                     && row.attempt == attempt
             });
             if let Some(row) = row {
+                let cancelled = registry::lock()?.is_cancelled(ticket);
                 process::attempt_failed(&store, &row, &terminated_error(), cancelled)?;
             }
             transaction.commit()?;
-            let registry = registry::lock()?;
+            let mut registry = registry::lock()?;
             if let Some(slot) = pool::find(registry.slots, ticket) {
                 pool::release(slot);
             }
+            registry.unblock(Some(self.database));
         }
         Ok(())
     }

@@ -69,7 +69,8 @@ pub fn main(_argument: Datum) -> Result<()> {
     };
     launcher.take_over()?;
     log::log("pg_background_queue launcher started")?;
-    if topics::are_unknown() {
+    let paused = registry::lock()?.header.paused;
+    if paused {
         log::warning(
             sqlstate::INVALID_PARAMETER_VALUE,
             "pg_background_queue: no tasks run, because pg_background_queue.topic_config was refused at the server's start",
@@ -112,7 +113,10 @@ struct Shortage {
 
 impl MainLoop for Launcher {
     fn step(&mut self) -> Result<Next> {
-        bgworker::turn()?;
+        topics::forget_refusal();
+        if bgworker::turn()? {
+            self.settings_changed()?;
+        }
         let now = time::now();
         let starts_next = self.look_after_starts(now)?;
         if let Some(shortage) = &mut self.shortage {
@@ -181,6 +185,20 @@ impl Launcher {
             .into_iter()
             .filter(|database| !recovered.contains(database))
             .collect();
+        Ok(())
+    }
+
+    /// The configuration was read again.
+    fn settings_changed(&self) -> Result<()> {
+        let goes_on = {
+            let mut registry = registry::lock()?;
+            registry.look_again();
+            registry.header.paused && !topics::was_refused()
+        };
+        if goes_on {
+            registry::lock()?.header.paused = false;
+            log::log("pg_background_queue: topic_config was corrected, tasks run again")?;
+        }
         Ok(())
     }
 
@@ -365,7 +383,11 @@ impl Launcher {
     fn plan(&self, now: i64, shortage: bool) -> Result<(Option<i64>, Vec<Key>)> {
         let mut registry = registry::lock()?;
         let (workers, demands, orphans) = registry.view();
-        let limit = settings::max_parallel_running_tasks();
+        let limit = if registry.header.paused {
+            0
+        } else {
+            settings::max_parallel_running_tasks()
+        };
         registry.header.limit = u32::try_from(limit).unwrap_or(u32::MAX);
         let limits = if shortage {
             let waiting = self.to_visit.len().min(1);
@@ -383,7 +405,8 @@ impl Launcher {
         };
         let plan = plan::plan(now, limits, &workers, &demands);
         registry.header.room = u32::try_from(plan.room).unwrap_or(u32::MAX);
-        registry.header.room_priority = plan.room_priority.unwrap_or(i32::MAX);
+        registry.header.room_for = plan.room_for.unwrap_or_default();
+        registry.header.better = plan.better.unwrap_or_default();
         registry.header.surplus = u32::try_from(plan.surplus).unwrap_or(u32::MAX);
         registry.header.idle_room = u32::try_from(plan.idle_room).unwrap_or(u32::MAX);
         for &index in &plan.leave {
@@ -407,17 +430,22 @@ impl Launcher {
         for &key in keys {
             let ticket = {
                 let registry = registry::lock()?;
-                if registry.occupied() >= settings::max_parallel_running_tasks() {
+                if registry.occupied() >= registry.header.limit as usize {
                     return Ok(());
                 }
                 pool::reserve(registry.slots, key, Work::new())
             };
             let Some(ticket) = ticket else { return Ok(()) };
+            // before the start: the new worker may find more again
+            let set_more = |more| -> Result<()> {
+                if let Some(demand) = registry::lock()?.demand(key) {
+                    demand.more = more;
+                }
+                Ok(())
+            };
+            set_more(false)?;
             if !self.launch(key, ticket, now)? {
-                return Ok(());
-            }
-            if let Some(demand) = registry::lock()?.demand(key) {
-                demand.more = false;
+                return set_more(true);
             }
         }
         Ok(())

@@ -1,11 +1,11 @@
 //! What operators and owners of tasks ask of the queue.
 
-use super::registry;
+use super::registry::{self, Cancelled};
 use super::store::{Row, State, Store};
 use super::wake;
 use crate::pg::bgworker::pool::SlotState;
 use crate::pg::datum::{Datum, IntoDatum};
-use crate::pg::{Error, Oid, Result, catalog, security, sqlstate, xact};
+use crate::pg::{Error, Oid, Result, catalog, latch, security, sqlstate, xact};
 
 /// Has the launcher look whether there is work in this database, once the transaction commits.
 ///
@@ -117,17 +117,33 @@ pub fn cancel(id: Option<i64>) -> Result<bool> {
     let (store, Some(id)) = (start(c"pg_background_queue_cancel()")?, id) else {
         return Ok(false);
     };
-    // each round sees a newer state of the row
+    // each round sees a newer state of the row; an attempt that is seen running twice and is no worker's is nobody's
+    let mut nobodys = None;
     let asker = Asker::current()?;
     while let Some(row) = store.find(id)?.filter(|row| asker.may_change(row)) {
         let cancelled = match row.state {
             State::Pending | State::Retrying => {
                 store.close_waiting(&row, State::Cancelled, None)?
             }
+            // it runs, or ran, where it came from
+            State::Running if !row.ours => store.close_waiting(&row, State::Cancelled, None)?,
             State::Running => {
                 let database = catalog::current_database();
-                let mut registry = registry::lock()?;
-                return Ok(registry.cancel(database, store.relation(), id, row.attempt));
+                let cancelled =
+                    registry::lock()?.cancel(database, store.relation(), id, row.attempt);
+                match cancelled {
+                    Cancelled::Yes => true,
+                    Cancelled::NotThere if nobodys == Some(row.attempt) => return Ok(false),
+                    Cancelled::NotThere => {
+                        nobodys = Some(row.attempt);
+                        false
+                    }
+                    Cancelled::TooLate => {
+                        // its worker is about to write the row; then there is a newer state
+                        latch::wait(Some(1))?;
+                        false
+                    }
+                }
             }
             State::Failed | State::Finished | State::Cancelled => return Ok(false),
         };

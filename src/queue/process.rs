@@ -2,7 +2,7 @@
 
 use super::registry::{self, Key, Registry};
 use super::store::{Row, State, Store};
-use super::topics;
+use super::{settings, topics};
 use crate::core::outcome::{self, AfterFailure};
 use crate::pg::bgworker::pool::{self, Ticket};
 use crate::pg::bgworker::{self, Definition, Handle, Restart};
@@ -110,8 +110,11 @@ fn leave() {
     } else {
         slot.payload.connected
     };
+    let had_the_turn = slot.payload.suspect;
     Registry::abandon(slot);
-    registry.unblock(None);
+    if had_the_turn {
+        registry.unblock(None);
+    }
     if !served {
         failed_start(&mut registry, key);
     }
@@ -142,7 +145,7 @@ pub fn attempt_failed(store: &Store, row: &Row, error: &[u8], cancelled: bool) -
         Some(own) => own,
         None => topics::rules(row.topic.as_deref())?.retry_count,
     };
-    match outcome::after_failure(row.retry_count, max_retries) {
+    match outcome::after_failure(row.retry_count, max_retries, settings::max_retry_delay()) {
         AfterFailure::Fail => store.close(row, State::Failed, error)?,
         AfterFailure::Retry {
             retry_count,

@@ -9,7 +9,7 @@
 
 use std::alloc::Layout;
 
-use super::topics::{Rules, TopicId};
+use super::topics::{self, Rules, TopicId};
 use crate::core::plan;
 use crate::pg::bgworker;
 use crate::pg::bgworker::pool::{self, Slot, SlotState, Ticket};
@@ -73,6 +73,8 @@ pub struct Work {
     pub over: bool,
     /// Its task was cancelled.
     pub cancelled: bool,
+    /// Its task has failed, and is about to be marked: it is too late to cancel that attempt.
+    pub ending: bool,
     /// The task that it claims or runs; 0 is none.
     pub task: i64,
     /// The task's topic.
@@ -141,6 +143,17 @@ pub struct Beginning {
     pub rules: Rules,
     /// It was cut off by a crash.
     pub suspect: bool,
+}
+
+/// What became of the wish to cancel a running task.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Cancelled {
+    /// It is interrupted.
+    Yes,
+    /// That attempt has failed already, and will say so in a moment.
+    TooLate,
+    /// No worker runs that attempt.
+    NotThere,
 }
 
 /// What became of the wish to begin a task.
@@ -228,6 +241,8 @@ pub struct Header {
     pub launcher_pid: i32,
     /// This server start, also the one after a crash of a backend, was not preceded by an orderly shutdown.
     pub unclean: bool,
+    /// `topic_config` was refused at this start, and has not been corrected yet: nothing runs.
+    pub paused: bool,
     /// There were more demands or databases than fit: look into the tables.
     pub overflow: bool,
     /// When this start was.
@@ -242,8 +257,10 @@ pub struct Header {
     pub limit: u32,
     /// Busy workers that should leave after their task and their stint.
     pub room: u32,
-    /// The best priority among those who wait for room.
-    pub room_priority: i32,
+    /// Of those who wait for room, the best: its database and priority.
+    pub room_for: (Oid, i32),
+    /// Of those who have more to do than their workers can, the best; (0, 0) is none.
+    pub better: (Oid, i32),
     /// Busy workers that must leave after their task.
     pub surplus: u32,
     /// Workers that should leave instead of becoming idle.
@@ -324,6 +341,7 @@ pub fn startup() -> Result<()> {
                 launcher: LatchRef::NOBODY,
                 launcher_pid: 0,
                 unclean,
+                paused: topics::was_refused(),
                 overflow: false,
                 booted: time::now(),
                 generations: Generations([0; 64]),
@@ -331,7 +349,8 @@ pub fn startup() -> Result<()> {
                 ends: 0,
                 limit: 0,
                 room: 0,
-                room_priority: i32::MAX,
+                room_for: (0, 0),
+                better: (0, 0),
                 surplus: 0,
                 idle_room: 0,
                 demand_count: 0,
@@ -367,6 +386,7 @@ impl Work {
             suspect: false,
             over: false,
             cancelled: false,
+            ending: false,
             task: 0,
             topic: TopicId::NONE,
             attempt: 0,
@@ -556,14 +576,14 @@ impl Registry {
         }
     }
 
-    /// Sends away who is in a database, and holds back others while the process of this id is there and until
+    /// Sends away who is in a database, and holds back others until that process has called
     /// [`open_database`](Self::open_database).
     pub fn close_database(&mut self, oid: Oid, pid: i32) {
         if let Some(database) = self.add_database(oid) {
             database.closed_by = pid;
         }
         for slot in self.slots.iter_mut() {
-            if slot.state == SlotState::Attached && slot.key.database == oid {
+            if slot.state != SlotState::Free && slot.key.database == oid {
                 slot.payload.leaving = true;
                 slot.latch.set();
             }
@@ -577,12 +597,24 @@ impl Registry {
         }
     }
 
+    /// Takes back all that a process has closed; true if that was any.
+    pub fn open_databases_of(&mut self, pid: i32) -> bool {
+        let mut any = false;
+        for database in self
+            .databases()
+            .iter_mut()
+            .filter(|database| database.closed_by == pid)
+        {
+            database.closed_by = 0;
+            any = true;
+        }
+        any
+    }
+
     /// Whether processes may be started in a database.
     pub fn is_open(&mut self, oid: Oid) -> bool {
-        self.database(oid).is_none_or(|database| {
-            // a process that ended in the middle of its command has not taken it back
-            database.closed_by == 0 || !bgworker::is_alive(database.closed_by).unwrap_or(false)
-        })
+        self.database(oid)
+            .is_none_or(|database| database.closed_by == 0)
     }
 
     /// Forgets a database.
@@ -704,6 +736,10 @@ impl Registry {
             })
             .count();
         let free = rules.limit.saturating_sub(running);
+        if rules.delay > 0 {
+            // as many slots as the topic has now: the limit may have been lowered
+            self.trim_waits(database, topic, free);
+        }
         if free == 0 {
             return MayStart::Blocked;
         }
@@ -741,6 +777,32 @@ impl Registry {
 
     fn waits(&mut self) -> &mut [Wait] {
         &mut self.waits[..self.header.wait_count as usize]
+    }
+
+    /// Keeps the earliest `most` waits of a topic.
+    fn trim_waits(&mut self, database: Oid, topic: TopicId, most: usize) {
+        loop {
+            let ours =
+                |(_, wait): &(usize, &Wait)| wait.database == database && wait.topic == topic;
+            let waits = self.waits();
+            if waits.iter().enumerate().filter(ours).count() <= most {
+                return;
+            }
+            let last = waits
+                .iter()
+                .enumerate()
+                .filter(ours)
+                .max_by_key(|(_, wait)| wait.until)
+                .map(|(i, _)| i);
+            if let Some(i) = last {
+                self.remove_wait(i);
+            }
+        }
+    }
+
+    fn remove_wait(&mut self, i: usize) {
+        self.header.wait_count -= 1;
+        self.waits[i] = self.waits[self.header.wait_count as usize];
     }
 
     fn add_wait(&mut self, wait: Wait, now: TimestampTz) {
@@ -787,13 +849,11 @@ impl Registry {
             return Begun::TopicWaits;
         }
         if rules.delay > 0 {
-            let count = self.header.wait_count as usize;
             let ready = self.waits().iter().position(|wait| {
                 wait.database == database && wait.topic == topic && wait.until <= now
             });
             if let Some(used) = ready {
-                self.waits[used] = self.waits[count - 1];
-                self.header.wait_count -= 1;
+                self.remove_wait(used);
             }
         }
         if let Some(slot) = pool::find(self.slots, ticket) {
@@ -804,6 +864,7 @@ impl Registry {
                 topic,
                 suspect,
                 cancelled: false,
+                ending: false,
                 changed: now,
                 idle: false,
                 ..slot.payload
@@ -812,15 +873,40 @@ impl Registry {
         Begun::Yes
     }
 
-    /// Whether the worker that asks has to leave its place to others: because there are too many workers, because a
-    /// role has none (if the worker's turn is `over`), or because others than `idle`, the worker's own key if it is
-    /// about to become idle, have more to do. Each call that says yes counts.
-    pub fn take_room(&mut self, over: bool, idle: Option<Key>) -> bool {
+    /// Whether a busy worker has to leave its place to others before its next task: because there are too many workers,
+    /// because a role has none, and its priority is better or as good and the worker's `stint` is over, or because others
+    /// of better priority have more to do. Priorities count within a database; databases take turns. Each call that says yes counts.
+    pub fn must_make_room(&mut self, database: Oid, priority: i32, stint_is_over: bool) -> bool {
+        let header = &mut *self.header;
+        if header.surplus > 0 {
+            header.surplus -= 1;
+            return true;
+        }
+        let (for_database, for_priority) = header.room_for;
+        let equal = for_database != database || priority == for_priority;
+        let better = for_database == database && priority > for_priority;
+        if header.room > 0 && (better || equal && stint_is_over) {
+            header.room -= 1;
+            return true;
+        }
+        if header.better.0 == database && priority > header.better.1 {
+            header.better = (0, 0);
+            return true;
+        }
+        false
+    }
+
+    /// Whether a worker has to leave instead of becoming idle, because others than its own `key` could use the place.
+    /// Each call that says yes counts.
+    pub fn must_not_idle(&mut self, key: Key) -> bool {
         let for_more = self.header.idle_room > 0
-            && idle.is_some_and(|own| self.demands().iter().any(|d| d.more && d.key != own));
+            && self
+                .demands()
+                .iter()
+                .any(|demand| demand.more && demand.key != key);
         let asked = if self.header.surplus > 0 {
             &mut self.header.surplus
-        } else if self.header.room > 0 && over {
+        } else if self.header.room > 0 {
             &mut self.header.room
         } else if for_more {
             &mut self.header.idle_room
@@ -832,7 +918,7 @@ impl Registry {
     }
 
     /// Gives that place back. True if the launcher must be woken: somebody has waited for it.
-    pub fn end_task(&mut self, ticket: Ticket) -> bool {
+    pub fn end_task(&mut self, ticket: Ticket, has_run: bool) -> bool {
         let Some(slot) = pool::find(self.slots, ticket) else {
             return false;
         };
@@ -842,32 +928,62 @@ impl Registry {
             task: 0,
             topic: TopicId::NONE,
             suspect: false,
-            done: slot.payload.done + 1,
+            done: slot.payload.done + u64::from(has_run),
             changed: time::now(),
             ..slot.payload
         };
         self.unblock((!suspect).then_some(database))
     }
 
-    /// Cancels the task that a worker runs: interrupts it, while the lock keeps it from going on to another. False if no
-    /// worker runs that attempt.
-    pub fn cancel(&mut self, database: Oid, relation: Oid, task: i64, attempt: i32) -> bool {
+    /// Cancels the task that a worker runs: interrupts it, while the lock keeps it from going on to another.
+    pub fn cancel(&mut self, database: Oid, relation: Oid, task: i64, attempt: i32) -> Cancelled {
         let found = self.slots.iter_mut().find(|slot| {
-            slot.state == SlotState::Attached
+            slot.state != SlotState::Free
                 && slot.key.database == database
                 && slot.payload.relation == relation
                 && slot.payload.task == task
                 && slot.payload.attempt == attempt
         });
-        let Some(slot) = found else { return false };
-        slot.payload.cancelled = true;
-        bgworker::interrupt(slot.pid);
-        true
+        match found {
+            // its keeper will see it
+            Some(slot) if slot.state == SlotState::Orphaned => {
+                slot.payload.cancelled = true;
+                Cancelled::Yes
+            }
+            Some(slot) if slot.payload.ending => Cancelled::TooLate,
+            Some(slot) => {
+                slot.payload.cancelled = true;
+                bgworker::interrupt(slot.pid);
+                Cancelled::Yes
+            }
+            None => Cancelled::NotThere,
+        }
     }
 
     /// Whether the task of the worker of this ticket was cancelled.
     pub fn is_cancelled(&mut self, ticket: Ticket) -> bool {
         pool::find(self.slots, ticket).is_some_and(|slot| slot.payload.cancelled)
+    }
+
+    /// The task of the worker of this ticket has failed, and its row is marked; true if that is because it was cancelled.
+    pub fn begin_ending(&mut self, ticket: Ticket) -> bool {
+        pool::find(self.slots, ticket).is_some_and(|slot| {
+            slot.payload.ending = true;
+            slot.payload.cancelled
+        })
+    }
+
+    /// The settings have changed: all who wait for a time or for an end look again.
+    pub fn look_again(&mut self) {
+        self.unblock(None);
+        for demand in self
+            .demands()
+            .iter_mut()
+            .filter(|demand| demand.failures == 0)
+        {
+            demand.due = 0;
+            demand.more = true;
+        }
     }
 
     /// A task has ended: those who have waited for that, in one database or in all, try again; true if there are any.

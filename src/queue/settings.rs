@@ -6,6 +6,7 @@ use crate::pg::{Result, control};
 
 static MAX_PARALLEL_RUNNING_TASKS: IntSetting = IntSetting::new();
 static RETRY_COUNT: IntSetting = IntSetting::new();
+static MAX_RETRY_DELAY: IntSetting = IntSetting::new();
 static DELAY: IntSetting = IntSetting::new();
 static WORKER_IDLE_TIMEOUT: IntSetting = IntSetting::new();
 
@@ -33,6 +34,15 @@ pub fn define() -> Result<()> {
         max: i32::MAX,
         unit: 0,
     })?;
+    MAX_RETRY_DELAY.define(IntDefinition {
+        name: c"pg_background_queue.max_retry_delay",
+        short: c"The longest wait before a retry.",
+        long: c"",
+        default: 24 * 60 * 60,
+        min: 1,
+        max: i32::MAX,
+        unit: guc::UNIT_S,
+    })?;
     DELAY.define(IntDefinition {
         name: c"pg_background_queue.delay_in_sec",
         short: c"How long each of a topic's parallel slots waits before each start.",
@@ -55,17 +65,19 @@ pub fn define() -> Result<()> {
     guc::reserve_prefix(c"pg_background_queue")
 }
 
-/// `max_parallel_running_tasks_count`; 0 while the topics' own limits are not known.
+/// `max_parallel_running_tasks_count`
 pub fn max_parallel_running_tasks() -> usize {
-    if topics::are_unknown() {
-        return 0;
-    }
     usize::try_from(MAX_PARALLEL_RUNNING_TASKS.get()).unwrap_or(0)
 }
 
 /// `retry_count`
 pub fn retry_count() -> i32 {
     RETRY_COUNT.get()
+}
+
+/// `max_retry_delay`, in seconds
+pub fn max_retry_delay() -> i32 {
+    MAX_RETRY_DELAY.get()
 }
 
 /// `delay_in_sec`

@@ -281,13 +281,21 @@ impl Store {
     /// # Errors
     /// 42P01 if it is not.
     pub fn require() -> Result<Self> {
-        Self::open()?.ok_or_else(|| {
-            Error::new(
-                sqlstate::UNDEFINED_TABLE,
-                "extension \"pg_background_queue\" is not installed in this database",
+        if let Some(store) = Self::open()? {
+            return Ok(store);
+        }
+        if catalog::extension_relation(c"pg_background_queue", c"pg_background_tasks")?.is_some() {
+            return Err(Error::new(
+                sqlstate::OBJECT_NOT_IN_PREREQUISITE_STATE,
+                "extension \"pg_background_queue\" is still of version 1.0 in this database",
             )
-            .hint("Run CREATE EXTENSION pg_background_queue in this database.")
-        })
+            .hint("Run ALTER EXTENSION pg_background_queue UPDATE in this database."));
+        }
+        Err(Error::new(
+            sqlstate::UNDEFINED_TABLE,
+            "extension \"pg_background_queue\" is not installed in this database",
+        )
+        .hint("Run CREATE EXTENSION pg_background_queue in this database."))
     }
 
     fn look_up() -> Result<Option<Self>> {
@@ -296,6 +304,10 @@ impl Store {
         else {
             return Ok(None);
         };
+        // until it is updated, an installation of version 1.0 is none
+        if catalog::column_number(relation, c"held")?.is_none() {
+            return Ok(None);
+        }
         let damaged = |what: &CStr| {
             Error::new(
                 sqlstate::UNDEFINED_OBJECT,
@@ -370,6 +382,8 @@ impl Store {
     /// I/O; the sequence's end.
     pub fn insert(&self, task: &NewTask<'_>, joined_at: TimestampTz) -> Result<i64> {
         let c = &self.columns;
+        // the table before its sequence, as DROP EXTENSION and any INSERT do
+        table::lock_for_writing(self.table.relation)?;
         let id = catalog::next_value(self.sequence)?;
         let topic = match task.topic {
             Some(topic) => column(c.topic, topic.into_datum()?),
@@ -766,9 +780,15 @@ impl Store {
     ///
     /// # Errors
     /// I/O.
-    pub fn hold(&self, id: i64) -> Result<bool> {
-        let held = self.columns.held;
-        self.change(id, &[column(held, 0)], &[column(held, 1)], MINUTE)
+    pub fn hold(&self, row: &Row) -> Result<bool> {
+        let mut fence = self.as_read(row)?.to_vec();
+        fence.push(column(self.columns.held, 0));
+        let mut set = vec![column(self.columns.held, 1)];
+        if row.state == State::Running {
+            // it ran where it came from
+            set.push(self.state_column(State::Pending));
+        }
+        self.change(row.id, &fence, &set, MINUTE)
     }
 
     /// Makes a task that was enqueued elsewhere one of this database, as the role given.

@@ -9,12 +9,11 @@ use super::settings;
 use crate::core::config::{self, Topic};
 use crate::pg::guc::{Check, TextSetting};
 use crate::pg::local::ProcessLocal;
-use crate::pg::{Result, control, datum};
+use crate::pg::{Result, datum};
 
 static TOPIC_CONFIG: TextSetting<TopicConfig> = TextSetting::new();
 
-/// The value in postgresql.conf was refused when the server started, where there is no older one to stay in force: no
-/// limit may vanish silently, so nothing runs.
+/// The value that this process has read last was refused.
 static REFUSED: ProcessLocal<bool> = ProcessLocal::new(false);
 
 /// Makes the setting known to the server. From `_PG_init`.
@@ -29,9 +28,15 @@ pub fn define() -> Result<()> {
     )
 }
 
-/// Whether execution is paused because `topic_config` was refused at the server's start.
-pub fn are_unknown() -> bool {
+/// Whether a value was refused since [`forget_refusal`]. At the server's start, where there is no older value to stay in
+/// force, that pauses execution: no limit may vanish silently.
+pub fn was_refused() -> bool {
     REFUSED.get()
+}
+
+/// Before the configuration is read again.
+pub fn forget_refusal() {
+    REFUSED.set(false);
 }
 
 /// A topic as shared memory knows it: 128 bits of hash, so that no two ever meet.
@@ -59,7 +64,7 @@ impl Check for TopicConfig {
     fn check(value: &[u8]) -> std::result::Result<(), String> {
         let text = std::str::from_utf8(value).map_err(|_| String::from("It is not valid UTF-8."));
         let outcome = text.and_then(config::parse).map(drop);
-        REFUSED.set(outcome.is_err() && (control::is_preloading() || are_unknown()));
+        REFUSED.set(REFUSED.get() || outcome.is_err());
         outcome
     }
 
@@ -80,6 +85,8 @@ thread_local! {
 pub struct Rules {
     /// The most tasks of it that run at the same time.
     pub limit: usize,
+    /// That is less than all may, or starts are delayed.
+    pub limited: bool,
     /// Retries of a failing task.
     pub retry_count: i32,
     /// Microseconds that each of its parallel slots waits before each start.
@@ -102,10 +109,12 @@ pub fn rules(topic: Option<&[u8]>) -> Result<Rules> {
         .unwrap_or_default();
     let all = settings::max_parallel_running_tasks();
     let delay = own.delay_in_sec.unwrap_or_else(settings::delay_in_sec);
+    let limit = own
+        .limit
+        .map_or(all, |limit| usize::try_from(limit).unwrap_or(0).min(all));
     Ok(Rules {
-        limit: own
-            .limit
-            .map_or(all, |limit| usize::try_from(limit).unwrap_or(0).min(all)),
+        limit,
+        limited: limit < all || delay > 0,
         retry_count: own.retry_count.unwrap_or_else(settings::retry_count),
         delay: i64::from(delay) * 1_000_000,
         priority: own.priority.unwrap_or(DEFAULT_PRIORITY),

@@ -90,6 +90,10 @@ pub fn utility_done(what: Utility) {
 /// From the utility hook: a command wants a database without sessions. Ours leave as soon as they have nothing to
 /// do, and no others come before the command has ended.
 pub fn empty_database(what: Empty) {
+    // A session that is ended in the middle of its command does not come to the command's end.
+    if callback::at_exit(open_databases).is_err() {
+        return;
+    }
     // Without a registry there are no sessions of ours.
     let Ok(mut registry) = registry::lock() else {
         return;
@@ -99,6 +103,15 @@ pub fn empty_database(what: Empty) {
         Empty::NoLonger(database) => registry.open_database(database),
     }
     registry.wake_launcher();
+}
+
+/// The exit callback of a session that has closed a database.
+fn open_databases() {
+    if let Ok(mut registry) = registry::lock()
+        && registry.open_databases_of(bgworker::my_pid())
+    {
+        registry.wake_launcher();
+    }
 }
 
 fn wake_keeper() -> Result<()> {

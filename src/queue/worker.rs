@@ -3,10 +3,10 @@
 use std::collections::VecDeque;
 
 use super::registry::{self, Beginning, Begun, Key, MayStart, Registry, UNTIL_TOLD};
-use super::store::{Candidate, Place, Store, Task};
+use super::store::{Candidate, Place, State, Store, Task};
 use super::topics::{self, Rules, TopicId};
 use super::{process, settings};
-use crate::core::errors;
+use crate::core::{errors, outcome};
 use crate::pg::bgworker::pool::{self, Ticket};
 use crate::pg::bgworker::{self, MainLoop, Next, Session};
 use crate::pg::callback::{self, Catalog};
@@ -17,7 +17,7 @@ use crate::pg::session::{self, Activity};
 use crate::pg::table::Updated;
 use crate::pg::time;
 use crate::pg::xact::{Durability, Transaction};
-use crate::pg::{Error, Result, catalog, guc, interrupt, latch, statement};
+use crate::pg::{Error, Result, catalog, guc, interrupt, latch, sqlstate, statement};
 
 /// Candidates that one look into the table brings.
 const BATCH: usize = 32;
@@ -54,6 +54,7 @@ pub fn main(argument: Datum) -> Result<()> {
         stale: false,
         memory: MemoryContext::new("pg_background_queue errors")?,
         candidates: VecDeque::new(),
+        batch_is_full: false,
         ends: 0,
         bumps: 0,
         next_due: UNTIL_TOLD,
@@ -81,6 +82,8 @@ struct Worker {
     memory: MemoryContext,
     /// What the last look into the table found, in order.
     candidates: VecDeque<Waiting>,
+    /// It found more than it kept.
+    batch_is_full: bool,
     /// [`registry::Header::ends`] before that look.
     ends: u64,
     /// The demand's count before that look.
@@ -156,7 +159,6 @@ impl Worker {
             self.ends = registry.header.ends;
             if let Some(demand) = registry.demand(self.key) {
                 self.bumps = demand.bumps;
-                demand.priority = i32::MAX;
             }
         }
         let now = time::now();
@@ -175,11 +177,18 @@ impl Worker {
         }
         transaction.commit()?;
         found.sort_by_key(|waiting| (waiting.candidate.priority, waiting.candidate.id));
+        self.batch_is_full = found.len() > BATCH;
         found.truncate(BATCH);
         if let Some(best) = found.first()
             && let Some(demand) = registry::lock()?.demand(self.key)
         {
-            demand.priority = demand.priority.min(best.candidate.priority);
+            let best = best.candidate.priority;
+            demand.priority = if demand.bumps == self.bumps {
+                best
+            } else {
+                // something came that this look may not have seen
+                best.min(demand.priority)
+            };
         }
         self.candidates = found.into();
         Ok(())
@@ -225,15 +234,16 @@ impl Worker {
             return Ok(Vec::new());
         }
         match registry::lock()?.may_start(database, id, rules, found.len(), now) {
-            // others may end meanwhile: only a delay's slots are known beforehand
-            MayStart::Yes(_) if rules.delay == 0 => {}
-            MayStart::Yes(count) => {
-                if found.len() > count {
-                    // the others wait for slots that wait
+            // only as many as could start, or a full topic would leave no room for the others in the batch
+            MayStart::Yes(count) if found.len() > count && rules.limited => {
+                if rules.delay > 0 {
                     *next_due = (*next_due).min(now + rules.delay);
+                } else {
+                    *blocked = true;
                 }
                 found.truncate(count);
             }
+            MayStart::Yes(_) => {}
             MayStart::Blocked => {
                 *blocked = true;
                 found.clear();
@@ -290,6 +300,7 @@ impl Worker {
         }
         let claimed = store.claim(candidate, self.key.role)?;
         transaction.commit()?;
+        let has_run = claimed.is_ok();
         match claimed {
             // An error that is not the task's leaves the slot as it is: this process ends, and the orphan is a keeper's.
             Ok(task) => self.run(&store, &task, &waiting.rules)?,
@@ -304,7 +315,7 @@ impl Worker {
         if let Some(demand) = registry.demand(self.key) {
             demand.failures = 0;
         }
-        if registry.end_task(self.ticket) {
+        if registry.end_task(self.ticket, has_run) {
             registry.wake_launcher();
         }
         Ok(Next::Again)
@@ -331,10 +342,7 @@ impl Worker {
             || registry.header.generations.of(self.key) != self.generation
             || self.done >= MOST_TASKS;
         let stint_over = now - self.since > crate::core::plan::STINT_MICROSECONDS;
-        let make_room = registry.take_room(
-            stint_over || candidate.priority > registry.header.room_priority,
-            None,
-        );
+        let make_room = registry.must_make_room(self.key.database, candidate.priority, stint_over);
         let leaving =
             pool::find(registry.slots, self.ticket).is_none_or(|slot| slot.payload.leaving);
         if stale || make_room || leaving {
@@ -370,7 +378,7 @@ impl Worker {
 
     /// What this worker leaves undone while it runs a task, for hours maybe, is others'.
     fn leave_to_others(&self, registry: &mut Registry, now: i64) {
-        let more = self.others_could_help(registry, now);
+        let more = self.batch_is_full || self.others_could_help(registry, now);
         let missed = self.has_missed(registry);
         let Some(demand) = registry.demand(self.key) else {
             return;
@@ -398,8 +406,12 @@ impl Worker {
                 return false;
             }
             known = Some(candidate.topic);
-            let state = registry.may_start(self.key.database, candidate.topic, *rules, 0, now);
-            matches!(state, MayStart::Yes(_))
+            // the limit of all is the launcher's business: others may make room
+            !rules.limited
+                || matches!(
+                    registry.may_start(self.key.database, candidate.topic, *rules, 0, now),
+                    MayStart::Yes(_)
+                )
         })
     }
 
@@ -417,8 +429,12 @@ impl Worker {
     /// # Errors
     /// What is not the task's: its row cannot be written.
     fn run(&mut self, store: &Store, task: &Task, rules: &Rules) -> Result<()> {
-        if let Err(error) = self.execute(store, task, rules) {
-            self.record_failure(task, &error)?;
+        let mut at_the_mark = false;
+        let result = self.execute(store, task, rules, &mut at_the_mark);
+        if let Err(error) = result {
+            // a conflict over the queue's own row is none of the task's doing
+            let blameless = at_the_mark && error.sqlstate() == sqlstate::SERIALIZATION_FAILURE;
+            self.record_failure(task, &error, blameless)?;
         }
         self.done += 1;
         let transaction = Transaction::begin(Durability::Asynchronous)?;
@@ -429,7 +445,14 @@ impl Worker {
         session::report_statistics(false)
     }
 
-    fn execute(&self, store: &Store, task: &Task, rules: &Rules) -> Result<()> {
+    /// `at_the_mark` is set if it is the finish mark that fails.
+    fn execute(
+        &self,
+        store: &Store,
+        task: &Task,
+        rules: &Rules,
+        at_the_mark: &mut bool,
+    ) -> Result<()> {
         let name = format!("pg_background_queue task {}", task.row.id);
         guc::set_for_session(c"application_name", name.as_bytes())?;
         // what ALTER ROLE … SET may have made of the session at its login: an error is the task's end, not the process's
@@ -438,18 +461,35 @@ impl Worker {
         guc::set_for_session(c"search_path", &task.search_path)?;
         let timeout_ms = task.timeout_ms.unwrap_or(rules.timeout_ms);
         interrupt::allow_cancels();
-        let result = statement::run(&task.sql, &self.memory, timeout_ms, || store.finish(task));
+        let result = statement::run(&task.sql, &self.memory, timeout_ms, || {
+            store.finish(task).inspect_err(|_| *at_the_mark = true)
+        });
         interrupt::hold_cancels();
         result
     }
 
-    fn record_failure(&self, task: &Task, error: &Error) -> Result<()> {
+    fn record_failure(&self, task: &Task, error: &Error, blameless: bool) -> Result<()> {
         let cancelled = registry::lock()?.is_cancelled(self.ticket);
         let transaction = Transaction::begin(Durability::Session)?;
         // Only in the table in which it was claimed: after DROP and CREATE EXTENSION the id is another task's.
         if let Some(store) = Store::open()?.filter(|store| store.relation() == task.relation) {
             let text = errors::entry(&error.sqlstate().code(), error.message(), &error.fields());
-            process::attempt_failed(&store, &task.row, &text, cancelled)?;
+            let row = &task.row;
+            if blameless
+                && !cancelled
+                && outcome::may_run_again_at_once(row.attempt, row.retry_count)
+            {
+                store.reopen(row, row.interruptions)?;
+            } else {
+                process::attempt_failed(&store, row, &text, cancelled)?;
+            }
+            // it may have been cancelled while the row was waited for
+            if registry::lock()?.begin_ending(self.ticket)
+                && !cancelled
+                && let Some(row) = store.find(row.id)?
+            {
+                store.close_waiting(&row, State::Cancelled, None)?;
+            }
         }
         transaction.commit()
     }
@@ -470,7 +510,7 @@ impl Worker {
                 self.note_next_work(&mut registry);
             }
             // others wait for a place: an idle worker does not keep it
-            let make_room = registry.take_room(true, Some(self.key));
+            let make_room = registry.must_not_idle(self.key);
             let Some(slot) = pool::find(registry.slots, self.ticket) else {
                 return Ok(Next::Leave);
             };

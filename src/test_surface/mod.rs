@@ -7,6 +7,7 @@
 mod errors;
 mod mainloop;
 mod pool;
+mod registry;
 mod transactions;
 mod worker;
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::harness::{
-    Server, create_role, enqueue, run, scalar, tasks, wait_all_closed, wait_state,
+    Server, create_role, enqueue, run, scalar, tasks, wait_all_closed, wait_state, wait_until,
 };
 
 const LEVELS: [&str; 3] = ["read committed", "repeatable read", "serializable"];
@@ -271,4 +271,47 @@ fn serializable_tasks_do_not_fail_for_the_sake_of_the_bookkeeping() {
         &[],
     );
     assert_eq!(effects, "400 400");
+}
+
+#[test]
+fn a_conflict_over_the_queues_own_row_is_not_the_tasks_failure() {
+    let server = Server::start_default();
+    let mut client = server.superuser();
+    run(
+        &mut client,
+        "CREATE TABLE seen (n int); INSERT INTO seen VALUES (1); CREATE TABLE effects (n int)",
+    );
+    let mut gate = server.superuser();
+    run(&mut gate, "SELECT pg_advisory_lock(1)");
+    // it reads what another changes, who has read the queue: a cycle, found when the task is marked
+    let id = enqueue(
+        &mut client,
+        "SET TRANSACTION ISOLATION LEVEL SERIALIZABLE; \
+         INSERT INTO effects SELECT n FROM seen; \
+         SELECT pg_advisory_xact_lock(1)",
+    );
+    wait_until("the task to wait at the gate", || {
+        scalar::<bool>(
+            &mut client,
+            "SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND NOT granted)",
+            &[],
+        )
+    });
+    let mut other = server.superuser();
+    run(
+        &mut other,
+        "BEGIN ISOLATION LEVEL SERIALIZABLE; SELECT count(*) FROM pg_background_tasks; \
+         UPDATE seen SET n = 2; COMMIT",
+    );
+    run(&mut gate, "SELECT pg_advisory_unlock(1)");
+
+    let task = wait_state(&mut client, id, "finished");
+    assert_eq!((task.attempt, task.retry_count), (2, 0));
+    assert_eq!(task.errors(), "");
+    let effects: String = scalar(
+        &mut client,
+        "SELECT string_agg(n::text, ' ') FROM effects",
+        &[],
+    );
+    assert_eq!(effects, "2");
 }

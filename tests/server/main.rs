@@ -4,13 +4,20 @@
 
 mod harness;
 
+mod copies;
 mod crash;
+mod databases;
 mod encodings;
 mod isolation;
 mod limits;
+mod monitoring;
 mod not_preloaded;
 mod processes;
+mod registry;
 mod runs;
 mod safe_layer;
 mod security;
 mod session;
+mod single_tasks;
+mod topics;
+mod upgrade;

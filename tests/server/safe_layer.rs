@@ -16,8 +16,8 @@ use tempfile::TempDir;
 use crate::harness::{PATIENCE, Server, is_alive, run, scalar, wait_for, wait_until};
 
 /// A server with the test build of the library in the place of the installed one.
-struct Fixture {
-    server: Server,
+pub struct Fixture {
+    pub server: Server,
     /// After the server.
     _library: TempDir,
 }
@@ -38,11 +38,12 @@ const FUNCTIONS: &[&str] = &[
     "pgbq_test_start(int) RETURNS int",
     "pgbq_test_pool(int) RETURNS int",
     "pgbq_test_pool_wake(int) RETURNS bool",
+    "pgbq_test_damage_registry() RETURNS void",
 ];
 
 impl Fixture {
     #[track_caller]
-    fn start() -> Self {
+    pub fn start() -> Self {
         let library = library_dir();
         let server = Server::builder()
             .conf(
