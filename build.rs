@@ -37,7 +37,6 @@ const FUNCTIONS: &[&str] = &[
     "get_attnum",
     "get_database_name",
     "get_role_oid",
-    "LockRelationOid",
     "nextval_internal",
     "GetUserIdAndSecContext",
     "SetUserIdAndSecContext",
@@ -127,7 +126,6 @@ const CONSTANTS: &[&str] = &[
     "GUC_UNIT_MS|GUC_UNIT_S",
     "MCXT_ALLOC_.*",
     "PG_WAIT_EXTENSION",
-    "RowExclusiveLock",
     "SECURITY_LOCAL_USERID_CHANGE",
     "XACT_READ_COMMITTED",
 ];

@@ -131,15 +131,6 @@ pub fn delete(table: Table, id: i64, fence: &[Column], patience: Patience) -> Re
     Ok(outcome(result))
 }
 
-/// Takes the lock that a writer of the table holds, until the transaction ends.
-///
-/// # Errors
-/// A deadlock; `lock_timeout`.
-pub fn lock_for_writing(relation: Oid) -> Result<()> {
-    // SAFETY: no pointers.
-    guard(|| unsafe { pg_sys::LockRelationOid(relation, pg_sys::RowExclusiveLock as i32) })
-}
-
 /// Inserts one row; columns that are not named are NULL.
 ///
 /// # Errors

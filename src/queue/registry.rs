@@ -341,7 +341,7 @@ pub fn startup() -> Result<()> {
                 launcher: LatchRef::NOBODY,
                 launcher_pid: 0,
                 unclean,
-                paused: topics::was_refused(),
+                paused: topics::were_refused_at_start(),
                 overflow: false,
                 booted: time::now(),
                 generations: Generations([0; 64]),

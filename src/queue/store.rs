@@ -382,8 +382,7 @@ impl Store {
     /// I/O; the sequence's end.
     pub fn insert(&self, task: &NewTask<'_>, joined_at: TimestampTz) -> Result<i64> {
         let c = &self.columns;
-        // the table before its sequence, as DROP EXTENSION and any INSERT do
-        table::lock_for_writing(self.table.relation)?;
+        // the sequence before its table, as DROP EXTENSION locks them
         let id = catalog::next_value(self.sequence)?;
         let topic = match task.topic {
             Some(topic) => column(c.topic, topic.into_datum()?),

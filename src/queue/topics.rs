@@ -9,12 +9,16 @@ use super::settings;
 use crate::core::config::{self, Topic};
 use crate::pg::guc::{Check, TextSetting};
 use crate::pg::local::ProcessLocal;
-use crate::pg::{Result, datum};
+use crate::pg::{Result, control, datum};
 
 static TOPIC_CONFIG: TextSetting<TopicConfig> = TextSetting::new();
 
-/// The value that this process has read last was refused.
+/// A value was refused since [`forget_refusal`].
 static REFUSED: ProcessLocal<bool> = ProcessLocal::new(false);
+
+/// The value with which the postmaster started was refused, and none has been accepted since. (PostgreSQL checks nothing when
+/// a line is removed whose value was never taken: after that it stays so until the next start.)
+static REFUSED_AT_START: ProcessLocal<bool> = ProcessLocal::new(false);
 
 /// Makes the setting known to the server. From `_PG_init`.
 ///
@@ -28,10 +32,15 @@ pub fn define() -> Result<()> {
     )
 }
 
-/// Whether a value was refused since [`forget_refusal`]. At the server's start, where there is no older value to stay in
-/// force, that pauses execution: no limit may vanish silently.
+/// Whether a value was refused since [`forget_refusal`].
 pub fn was_refused() -> bool {
     REFUSED.get()
+}
+
+/// Whether the value with which the server started was refused: there is no older one to stay in force, and no limit may vanish silently,
+/// so that nothing may run.
+pub fn were_refused_at_start() -> bool {
+    REFUSED_AT_START.get()
 }
 
 /// Before the configuration is read again.
@@ -65,6 +74,8 @@ impl Check for TopicConfig {
         let text = std::str::from_utf8(value).map_err(|_| String::from("It is not valid UTF-8."));
         let outcome = text.and_then(config::parse).map(drop);
         REFUSED.set(REFUSED.get() || outcome.is_err());
+        let starting = control::is_preloading() || REFUSED_AT_START.get();
+        REFUSED_AT_START.set(outcome.is_err() && starting);
         outcome
     }
 

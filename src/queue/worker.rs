@@ -387,9 +387,14 @@ impl Worker {
             if std::mem::replace(&mut demand.more, true) {
                 return;
             }
-        } else if self.next_due != UNTIL_TOLD || self.blocked {
-            demand.due = self.next_due;
-            demand.blocked = self.blocked;
+        } else if self.next_due != UNTIL_TOLD || self.blocked || !self.candidates.is_empty() {
+            // what this worker knows beside what others of the role have found
+            demand.due = if demand.due > now {
+                demand.due.min(self.next_due)
+            } else {
+                self.next_due
+            };
+            demand.blocked |= self.blocked || !self.candidates.is_empty();
             demand.more = true;
         } else {
             return;
