@@ -118,10 +118,15 @@ fn thirty_roles_share_four_workers() {
     }
 
     let mut most_running = 0;
-    let mut most_workers = 0;
+    let mut most_workers: i32 = 0;
     wait_for("all tasks to end", Duration::from_secs(120), || {
         most_running = most_running.max(running_count(&mut client));
-        most_workers = most_workers.max(worker_count(&mut client));
+        // as the registry counts: a process that has given its place back is seen for a moment longer
+        most_workers = most_workers.max(scalar(
+            &mut client,
+            "SELECT pg_background_queue_active_workers_count()",
+            &[],
+        ));
         let open: i64 = scalar(
             &mut client,
             "SELECT count(*) FROM pg_background_tasks WHERE closed_at IS NULL",

@@ -66,7 +66,11 @@ impl Fixture {
     /// Starts a scenario of src/test_surface/worker.rs in the database of `client`; the worker's pid.
     #[track_caller]
     fn scenario(&self, client: &mut Client, number: i32) -> i32 {
-        scalar(client, "SELECT pgbq_test_start($1)", &[&number])
+        // 0: on a busy machine it can have ended before it was seen to start, and then nobody knows its pid
+        wait_for("a worker to be seen", PATIENCE, || {
+            let pid: i32 = scalar(client, "SELECT pgbq_test_start($1)", &[&number]);
+            (pid != 0).then_some(pid)
+        })
     }
 
     /// Waits until the log has `line`, or the process has ended without it.
