@@ -2,14 +2,14 @@
 //! idle processes.
 
 use std::collections::HashSet;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use postgres::Client;
 
 use crate::harness::{
     PATIENCE, Server, Worker, context_switches, create_role, enqueue, launcher_pid, run,
     running_count, scalar, states, task, tasks, wait_all_closed, wait_closed, wait_for,
-    wait_for_launcher, wait_no_workers, wait_state, wait_until, workers,
+    wait_for_launcher, wait_no_workers, wait_quiet, wait_state, wait_until, worker_count, workers,
 };
 
 const LIMIT: &str = "pg_background_queue.max_parallel_running_tasks_count";
@@ -53,26 +53,6 @@ fn most_at_once(runs: &[(SystemTime, SystemTime)], since: SystemTime) -> usize {
         })
         .max()
         .unwrap_or(0)
-}
-
-/// How many worker processes (not launcher or keeper) there are now.
-fn worker_count(client: &mut Client) -> usize {
-    workers(client)
-        .iter()
-        .filter(|worker| worker.kind == "worker")
-        .count()
-}
-
-/// Waits until the process sleeps: not put on a processor for a second.
-fn wait_quiet(pid: i32) {
-    let mut last = (context_switches(pid), Instant::now());
-    wait_until(&format!("process {pid} to come to rest"), || {
-        let now = context_switches(pid);
-        if now != last.0 {
-            last = (now, Instant::now());
-        }
-        last.1.elapsed() > Duration::from_secs(1)
-    });
 }
 
 /// Changes the limit, and waits until the launcher has woken up for it and sleeps again.

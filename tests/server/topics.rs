@@ -7,7 +7,8 @@ use postgres::Client;
 use crate::harness::{
     PATIENCE, Server, Stop, context_switches, create_role, enqueue, enqueue_topic, kill,
     launcher_pid, run, running_count, scalar, states, task, tasks, wait_all_closed, wait_closed,
-    wait_for, wait_for_launcher, wait_no_workers, wait_state, wait_until, workers,
+    wait_for, wait_for_launcher, wait_no_workers, wait_quiet, wait_state, wait_until, worker_count,
+    workers,
 };
 
 const CONFIG: &str = "pg_background_queue.topic_config";
@@ -97,25 +98,6 @@ fn running_in(client: &mut Client, topic: &str) -> i64 {
         "SELECT count(*) FROM pg_background_tasks WHERE state = 'running' AND topic = $1",
         &[&topic],
     )
-}
-
-fn worker_count(client: &mut Client) -> usize {
-    workers(client)
-        .iter()
-        .filter(|worker| worker.kind == "worker")
-        .count()
-}
-
-/// Waits until the process sleeps: not put on a processor for a second.
-fn wait_quiet(pid: i32) {
-    let mut last = (context_switches(pid), Instant::now());
-    wait_until(&format!("process {pid} to come to rest"), || {
-        let now = context_switches(pid);
-        if now != last.0 {
-            last = (now, Instant::now());
-        }
-        last.1.elapsed() > Duration::from_secs(1)
-    });
 }
 
 /// Waits until the launcher and all workers sleep.

@@ -1,6 +1,8 @@
 //! Looking at, and ending, server processes from outside.
 
+use super::wait::wait_until;
 use std::fs;
+use std::time::{Duration, Instant};
 
 /// Sends `signal` to `pid`; false when there is no such process any more.
 pub fn kill(pid: i32, signal: i32) -> bool {
@@ -54,4 +56,16 @@ fn field(pid: i32, name: &str) -> Option<String> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let line = status.lines().find(|line| line.starts_with(name))?;
     Some(line[name.len()..].trim().to_owned())
+}
+
+/// Waits until the process sleeps: not put on a processor for a second.
+pub fn wait_quiet(pid: i32) {
+    let mut last = (context_switches(pid), Instant::now());
+    wait_until(&format!("process {pid} to come to rest"), || {
+        let now = context_switches(pid);
+        if now != last.0 {
+            last = (now, Instant::now());
+        }
+        last.1.elapsed() > Duration::from_secs(1)
+    });
 }

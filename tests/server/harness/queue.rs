@@ -243,6 +243,14 @@ pub struct Worker {
     pub wait_event: Option<String>,
 }
 
+/// How many worker processes (not launcher or keeper) there are now.
+pub fn worker_count(client: &mut impl GenericClient) -> usize {
+    workers(client)
+        .iter()
+        .filter(|worker| worker.kind == "worker")
+        .count()
+}
+
 /// All processes of the extension, by pid; ask as a superuser.
 pub fn workers(client: &mut impl GenericClient) -> Vec<Worker> {
     client
