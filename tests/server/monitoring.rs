@@ -7,9 +7,9 @@ use std::time::{Duration, SystemTime};
 use postgres::Client;
 
 use crate::harness::{
-    PATIENCE, Server, Stop, create_role, enqueue, enqueue_topic, kill, launcher_pid, run, scalar,
-    states, wait_all_closed, wait_closed, wait_for, wait_no_workers, wait_state, wait_until,
-    workers,
+    PATIENCE, Server, Stop, create_role, enqueue, enqueue_topic, kill, launcher_pid, run,
+    running_count, scalar, states, wait_all_closed, wait_closed, wait_for, wait_no_workers,
+    wait_state, wait_until, workers,
 };
 
 const LIMIT: &str = "pg_background_queue.max_parallel_running_tasks_count";
@@ -111,6 +111,12 @@ fn wait_count(client: &mut Client, count: usize) {
         processes(client).len() == count && active_count(client) == wanted
     });
     assert_eq!(calibrated_count(client), wanted);
+}
+
+/// Whether the registry and `pg_stat_activity` know the same number of workers.
+fn counts_agree(client: &mut Client) -> bool {
+    let count = i32::try_from(processes(client).len()).expect("small");
+    active_count(client) == count && calibrated_count(client) == count
 }
 
 #[track_caller]
@@ -383,9 +389,13 @@ fn the_count_of_workers_is_true_at_all_times() {
     lock_gate(&mut client);
     for n in 1..=3 {
         enqueue(&mut alice, GATE);
-        wait_count(&mut client, n);
+        // a worker more may have been started for a task that another one took
+        wait_until("a worker for each task", || {
+            running_count(&mut client) == n && counts_agree(&mut client)
+        });
     }
     enqueue(&mut client, GATE);
+    wait_until("a task of another role", || running_count(&mut client) == 4);
     wait_count(&mut client, 4);
     // There is no more.
     enqueue(&mut client, GATE);
@@ -397,10 +407,7 @@ fn the_count_of_workers_is_true_at_all_times() {
     wait_all_closed(&mut client, PATIENCE);
     let left = processes(&mut client).len();
     assert!((1..=4).contains(&left), "{left}");
-    wait_until("both counts to agree", || {
-        let count = i32::try_from(processes(&mut client).len()).expect("small");
-        active_count(&mut client) == count && calibrated_count(&mut client) == count
-    });
+    wait_until("both counts to agree", || counts_agree(&mut client));
     // Those of all databases, seen from any; and nobody has to be anybody for that.
     assert_eq!(active_count(&mut alice), active_count(&mut client));
     let refused = alice
@@ -430,10 +437,7 @@ fn the_count_of_workers_is_true_after_a_crash() {
         server.connector().try_connect("postgres", "postgres").ok()
     });
     wait_all_closed(&mut client, PATIENCE);
-    wait_until("both counts to agree", || {
-        let count = i32::try_from(processes(&mut client).len()).expect("small");
-        active_count(&mut client) == count && calibrated_count(&mut client) == count
-    });
+    wait_until("both counts to agree", || counts_agree(&mut client));
     assert_eq!(states(&mut client), "finished: 3");
 }
 

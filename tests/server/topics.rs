@@ -100,20 +100,24 @@ fn running_in(client: &mut Client, topic: &str) -> i64 {
     )
 }
 
-/// Waits until the launcher and all workers sleep.
+/// Waits until the launcher and all workers sleep, and no other has come meanwhile.
 fn wait_all_quiet(client: &mut Client) {
-    wait_quiet(launcher_pid(client).expect("a launcher"));
-    for worker in workers(client) {
-        if worker.kind == "worker" {
-            wait_quiet(worker.pid);
-        }
-    }
+    let pids = |client: &mut Client| {
+        let mut pids: Vec<i32> = workers(client).iter().map(|process| process.pid).collect();
+        pids.sort_unstable();
+        pids
+    };
+    wait_for("all processes to come to rest", PATIENCE, || {
+        let before = pids(client);
+        before.iter().for_each(|&pid| wait_quiet(pid));
+        (pids(client) == before).then_some(())
+    });
 }
 
 /// Changes a setting, and waits until the launcher and the workers have woken up for it.
 fn configure(server: &Server, client: &mut Client, name: &str, value: &str) {
     wait_for_launcher(client, 0);
-    let before: Vec<(i32, u64)> = workers(client)
+    let before: Vec<(i32, Option<u64>)> = workers(client)
         .iter()
         .map(|process| (process.pid, context_switches(process.pid)))
         .collect();
@@ -121,7 +125,7 @@ fn configure(server: &Server, client: &mut Client, name: &str, value: &str) {
     for (pid, before) in before {
         wait_until("a process to notice the reload", || {
             workers(client).iter().all(|process| process.pid != pid)
-                || context_switches(pid) > before
+                || context_switches(pid) != before
         });
     }
     wait_all_quiet(client);

@@ -40,15 +40,13 @@ pub fn children(parent: i32) -> Vec<i32> {
 }
 
 /// How often `pid` has been put on a processor so far: voluntary and involuntary context switches.
-/// A process that sleeps without waking up keeps this number.
-pub fn context_switches(pid: i32) -> u64 {
-    let count = |name: &str| -> u64 {
-        field(pid, name)
-            .unwrap_or_else(|| panic!("process {pid} is gone"))
-            .parse()
-            .expect("the kernel writes numbers")
+/// A process that sleeps without waking up keeps this number; one that is gone has none.
+pub fn context_switches(pid: i32) -> Option<u64> {
+    let count = |name: &str| -> Option<u64> {
+        let text = field(pid, name)?;
+        Some(text.parse().expect("the kernel writes numbers"))
     };
-    count("voluntary_ctxt_switches:") + count("nonvoluntary_ctxt_switches:")
+    Some(count("voluntary_ctxt_switches:")? + count("nonvoluntary_ctxt_switches:")?)
 }
 
 /// One line of `/proc/PID/status`.
@@ -58,7 +56,7 @@ fn field(pid: i32, name: &str) -> Option<String> {
     Some(line[name.len()..].trim().to_owned())
 }
 
-/// Waits until the process sleeps: not put on a processor for a second.
+/// Waits until the process sleeps: not put on a processor for a second. One that has ended is at rest, too.
 pub fn wait_quiet(pid: i32) {
     let mut last = (context_switches(pid), Instant::now());
     wait_until(&format!("process {pid} to come to rest"), || {
