@@ -191,7 +191,7 @@ END
 $$;
 -- One rewrite does it all. No UPDATE: it would fire triggers that somebody has put on the table, as the superuser.
 ALTER TABLE @extschema@.pg_background_tasks
-    SET (fillfactor = 50),
+    SET (fillfactor = 70),
     ALTER COLUMN joined_at DROP DEFAULT,
     ALTER COLUMN joined_at TYPE timestamptz USING joined_at::timestamptz,
     ALTER COLUMN joined_at SET DEFAULT now(),
@@ -212,8 +212,11 @@ ALTER TABLE @extschema@.pg_background_tasks
     ALTER COLUMN held TYPE boolean USING state::text NOT IN ('failed', 'finished');
 DROP TYPE @extschema@.pg_background_queue_task_state_1_0;
 
-CREATE INDEX pg_background_tasks_queue_idx ON @extschema@.pg_background_tasks (role_oid, topic COLLATE pg_catalog."C", priority, id)
-    WHERE closed_at IS NULL AND NOT held;
+CREATE INDEX pg_background_tasks_queue_idx
+    ON @extschema@.pg_background_tasks (held, role_oid, topic COLLATE pg_catalog."C", priority, id)
+    WHERE state IN ('pending', 'retrying');
+CREATE INDEX pg_background_tasks_state_idx ON @extschema@.pg_background_tasks (state, closed_at DESC)
+    WHERE state IN ('running', 'failed', 'cancelled');
 
 -- From here on as in pg_background_queue--2.0.sql, but that the functions of 1.0 are there.
 
@@ -240,7 +243,8 @@ COMMENT ON COLUMN @extschema@.pg_background_tasks.max_retries IS 'Its own limit 
 COMMENT ON COLUMN @extschema@.pg_background_tasks.interruptions IS 'Crashes of the server that it was running in';
 COMMENT ON COLUMN @extschema@.pg_background_tasks.held IS 'It waits for pg_background_queue_release(): it was enqueued in another database or server';
 COMMENT ON COLUMN @extschema@.pg_background_tasks.timeout_ms IS 'Milliseconds after which an attempt is cancelled; NULL: what topic_config says';
-COMMENT ON INDEX @extschema@.pg_background_tasks_queue_idx IS 'Open tasks of each role and topic in the order in which they run';
+COMMENT ON INDEX @extschema@.pg_background_tasks_queue_idx IS 'Waiting tasks of each role and topic in the order in which they run';
+COMMENT ON INDEX @extschema@.pg_background_tasks_state_idx IS 'Running tasks, and the latest failed and cancelled ones';
 COMMENT ON SEQUENCE @extschema@.pg_background_tasks_id_seq IS 'Numbers of tasks';
 
 SELECT pg_catalog.pg_extension_config_dump('@extschema@.pg_background_tasks', '');

@@ -147,18 +147,41 @@ pub fn session_fingerprint(role: Oid, database: Oid) -> Result<Option<Vec<u8>>> 
     })?))
 }
 
-/// The databases that a session can be opened in. Works without a database, too.
+/// A database of the cluster.
+pub struct Database {
+    /// Its OID.
+    pub oid: Oid,
+    /// Its name.
+    pub name: Vec<u8>,
+    /// Anybody may connect to it who has the right to: neither `datallowconn = false` nor what an interrupted
+    /// DROP DATABASE has left.
+    pub connectable: bool,
+    /// `datistemplate`
+    pub is_template: bool,
+}
+
+/// The databases of the cluster.
 ///
 /// # Errors
 /// See [`extension_relation`].
-pub fn connectable_databases() -> Result<Vec<Oid>> {
+pub fn databases() -> Result<Vec<Database>> {
     let mut count = 0;
     let out = &raw mut count;
     // SAFETY: a live local.
-    let first = guard(|| unsafe { pg_sys::pgbq_connectable_databases(out) })?;
+    let first = guard(|| unsafe { pg_sys::pgbq_databases(out) })?;
     let length = usize::try_from(count).unwrap_or(0);
-    // SAFETY: the shim returned the address of this many OIDs.
-    Ok(unsafe { std::slice::from_raw_parts(first, length) }.to_vec())
+    // SAFETY: the shim returned the address of this many of them.
+    let found = unsafe { std::slice::from_raw_parts(first, length) };
+    let database = |found: &pg_sys::PgbqDatabase| Database {
+        oid: found.oid,
+        // SAFETY: a name ends with a zero byte.
+        name: unsafe { CStr::from_ptr(found.name.data.as_ptr()) }
+            .to_bytes()
+            .to_vec(),
+        connectable: found.connectable,
+        is_template: found.is_template,
+    };
+    Ok(found.iter().map(database).collect())
 }
 
 /// The number of the next value of a sequence; the caller's rights are not asked for.

@@ -5,7 +5,7 @@
 
 use super::process;
 use super::registry::{self, Key, Work};
-use super::store::{OpenRow, Roles, Row, State, Store};
+use super::store::{Open, OpenRow, Roles, Row, State, Store};
 use crate::core::errors;
 use crate::core::outcome::{self, AfterInterruption, MOST_INTERRUPTIONS};
 use crate::pg::bgworker::pool::{self, SlotState, Ticket};
@@ -93,14 +93,16 @@ impl Keeper {
         let unclean = registry::lock()?.header.unclean;
         let mut stranded = Vec::new();
         let mut foreign = Vec::new();
-        self.each_open_row(Roles::All, |row| {
-            if !row.ours {
-                foreign.push(row.id);
-            } else if row.state == Some(State::Running) {
-                stranded.push((row.id, row.attempt));
-            }
-            true
-        })?;
+        for open in [Open::Running, Open::Waiting(Roles::All)] {
+            self.each_open_row(open, |row| {
+                if !row.ours {
+                    foreign.push(row.id);
+                } else if row.state == Some(State::Running) {
+                    stranded.push((row.id, row.attempt));
+                }
+                true
+            })?;
+        }
         let mut given_up = 0;
         let total = stranded.len();
         for batch in stranded.chunks(BATCH) {
@@ -212,7 +214,8 @@ impl Keeper {
         let mut after = None;
         loop {
             let mut next = None;
-            self.each_open_row(after.map_or(Roles::All, Roles::After), |row| {
+            let others = after.map_or(Roles::All, Roles::After);
+            self.each_open_row(Open::Waiting(others), |row| {
                 next = Some((row.role, row.role_name.clone(), row.priority));
                 false
             })?;
@@ -235,8 +238,8 @@ impl Keeper {
 
     fn fail_all_of(&self, role: Oid, name: &[u8], why: MayConnect, seen: u64) -> Result<()> {
         let mut tasks = Vec::new();
-        self.each_open_row(Roles::Only(role), |row| {
-            if row.ours && matches!(row.state, Some(State::Pending | State::Retrying)) {
+        self.each_open_row(Open::Waiting(Roles::Only(role)), |row| {
+            if row.ours {
                 tasks.push(row.id);
             }
             true
@@ -262,9 +265,9 @@ impl Keeper {
         Ok(())
     }
 
-    fn each_open_row(&self, of: Roles, mut see: impl FnMut(&OpenRow) -> bool) -> Result<()> {
+    fn each_open_row(&self, open: Open, mut see: impl FnMut(&OpenRow) -> bool) -> Result<()> {
         let transaction = Transaction::begin(Durability::Asynchronous)?;
-        Store::require()?.open_rows(of, |row| Ok(see(row)))?;
+        Store::require()?.open_rows(open, |row| Ok(see(row)))?;
         transaction.commit()
     }
 }

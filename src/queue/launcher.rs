@@ -154,8 +154,18 @@ impl Launcher {
     /// for and never came are given up, so that a late one finds another generation.
     fn take_over(&mut self) -> Result<()> {
         let transaction = Transaction::begin(Durability::Asynchronous)?;
-        let databases = catalog::connectable_databases()?;
+        let (databases, skipped): (Vec<_>, Vec<_>) = catalog::databases()?
+            .into_iter()
+            .partition(|database| database.connectable);
         transaction.commit()?;
+        for database in skipped.iter().filter(|database| !database.is_template) {
+            let message = [
+                b"pg_background_queue: database \"",
+                database.name.as_slice(),
+                b"\" is skipped, because it does not allow connections",
+            ];
+            log::log(message.concat())?;
+        }
 
         let mut registry = registry::lock()?;
         if registry.header.launcher_pid != 0 && bgworker::is_alive(registry.header.launcher_pid)? {
@@ -182,7 +192,8 @@ impl Launcher {
             .map(|d| d.oid)
             .collect();
         self.to_visit = databases
-            .into_iter()
+            .iter()
+            .map(|database| database.oid)
             .filter(|database| !recovered.contains(database))
             .collect();
         Ok(())

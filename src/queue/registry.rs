@@ -25,6 +25,9 @@ pub const MOST_WORKERS: i32 = 0x3FFFF;
 /// Pairs of database and role with work that are kept in mind; the rest is found by keepers when there is room.
 const MOST_DEMANDS: usize = 4096;
 
+/// Commands at the same time that want one database without sessions; for those beyond, nobody is held back.
+const MOST_CLOSERS: usize = 8;
+
 /// Slots of topics with a delay that can wait at the same time.
 const MOST_WAITS: usize = 4096;
 
@@ -190,8 +193,16 @@ pub struct Database {
     pub wants_keeper: bool,
     /// A keeper has come to its end since the launcher looked last.
     pub visited: bool,
-    /// The process that wants it without sessions; 0 is nobody.
-    closed_by: i32,
+    /// The processes that want it without sessions; 0 is nobody.
+    closed_by: [i32; MOST_CLOSERS],
+}
+
+impl Database {
+    /// Takes back that a process has closed it; true if it had.
+    fn reopen_for(&mut self, pid: i32) -> bool {
+        let closer = self.closed_by.iter_mut().find(|closer| **closer == pid);
+        closer.map(|closer| *closer = 0).is_some()
+    }
 }
 
 /// Counters of changes by `ALTER ROLE … SET` and `ALTER DATABASE … SET`, in buckets by role and by database, so
@@ -551,7 +562,7 @@ impl Registry {
                 recovered: false,
                 wants_keeper: false,
                 visited: false,
-                closed_by: 0,
+                closed_by: [0; MOST_CLOSERS],
             };
             self.header.database_count += 1;
         }
@@ -562,6 +573,7 @@ impl Registry {
     fn forget_a_quiet_database(&mut self) {
         let quiet = self.databases().to_vec().into_iter().find(|database| {
             !database.wants_keeper
+                && database.closed_by == [0; MOST_CLOSERS]
                 && !self
                     .slots
                     .iter()
@@ -579,8 +591,11 @@ impl Registry {
     /// Sends away who is in a database, and holds back others until that process has called
     /// [`open_database`](Self::open_database).
     pub fn close_database(&mut self, oid: Oid, pid: i32) {
-        if let Some(database) = self.add_database(oid) {
-            database.closed_by = pid;
+        if let Some(database) = self.add_database(oid)
+            && !database.closed_by.contains(&pid)
+            && let Some(closer) = database.closed_by.iter_mut().find(|closer| **closer == 0)
+        {
+            *closer = pid;
         }
         for slot in self.slots.iter_mut() {
             if slot.state != SlotState::Free && slot.key.database == oid {
@@ -591,22 +606,17 @@ impl Registry {
     }
 
     /// Takes [`close_database`](Self::close_database) back.
-    pub fn open_database(&mut self, oid: Oid) {
+    pub fn open_database(&mut self, oid: Oid, pid: i32) {
         if let Some(database) = self.database(oid) {
-            database.closed_by = 0;
+            database.reopen_for(pid);
         }
     }
 
     /// Takes back all that a process has closed; true if that was any.
     pub fn open_databases_of(&mut self, pid: i32) -> bool {
         let mut any = false;
-        for database in self
-            .databases()
-            .iter_mut()
-            .filter(|database| database.closed_by == pid)
-        {
-            database.closed_by = 0;
-            any = true;
+        for database in self.databases() {
+            any |= database.reopen_for(pid);
         }
         any
     }
@@ -614,7 +624,7 @@ impl Registry {
     /// Whether processes may be started in a database.
     pub fn is_open(&mut self, oid: Oid) -> bool {
         self.database(oid)
-            .is_none_or(|database| database.closed_by == 0)
+            .is_none_or(|database| database.closed_by == [0; MOST_CLOSERS])
     }
 
     /// Forgets a database.

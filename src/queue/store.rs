@@ -79,11 +79,20 @@ struct Columns {
 pub struct Store {
     table: Table,
     queue_index: Oid,
+    state_index: Oid,
     sequence: Oid,
     state_type: Oid,
     states: [Oid; STATES.len()],
     columns: Columns,
 }
+
+/// The columns of the index pg_background_tasks_queue_idx: the tasks that wait.
+const QUEUE_HELD: i32 = 1;
+const QUEUE_ROLE: i32 = 2;
+const QUEUE_TOPIC: i32 = 3;
+
+/// Of pg_background_tasks_state_idx.
+const STATE_STATE: i32 = 1;
 
 static KNOWN: ProcessLocal<Option<Store>> = ProcessLocal::new(None);
 /// Counts what may have made a lookup that was under way untrue.
@@ -352,6 +361,7 @@ impl Store {
                 primary_key: index(c"pg_background_tasks_pkey")?,
             },
             queue_index: index(c"pg_background_tasks_queue_idx")?,
+            state_index: index(c"pg_background_tasks_state_idx")?,
             sequence: catalog::owned_sequence(relation)?.ok_or_else(|| damaged(c"its sequence"))?,
             state_type,
             states,
@@ -425,12 +435,16 @@ impl Store {
     /// I/O.
     pub fn next_topic(&self, role: Oid, after: &Place) -> Result<Place> {
         let mut row = [null_column(self.columns.topic)];
-        let role = table::equals(1, role.into_datum()?);
-        let keys = match after {
-            Place::Start => vec![role, table::is_not_null(2)],
-            Place::At(Some(topic)) => vec![role, table::greater(2, topic.as_slice().into_datum()?)],
+        let topic = match after {
+            Place::Start => table::is_not_null(QUEUE_TOPIC),
+            Place::At(Some(topic)) => table::greater(QUEUE_TOPIC, topic.as_slice().into_datum()?),
             Place::At(None) | Place::End => return Ok(Place::End),
         };
+        let keys = [
+            table::equals(QUEUE_HELD, 0),
+            table::equals(QUEUE_ROLE, role.into_datum()?),
+            topic,
+        ];
         let mut scan = IndexScan::begin(self.table.relation, self.queue_index, &keys)?;
         let topic = if scan.next(&mut row)? {
             optional_text(&row[0])?
@@ -467,10 +481,14 @@ impl Store {
         .map(null_column);
         let mut found = Vec::new();
         let topic_key = match topic {
-            Some(topic) => table::equals(2, topic.into_datum()?),
-            None => table::is_null(2),
+            Some(topic) => table::equals(QUEUE_TOPIC, topic.into_datum()?),
+            None => table::is_null(QUEUE_TOPIC),
         };
-        let keys = [table::equals(1, role.into_datum()?), topic_key];
+        let keys = [
+            table::equals(QUEUE_HELD, 0),
+            table::equals(QUEUE_ROLE, role.into_datum()?),
+            topic_key,
+        ];
         let topic = TopicId::of(topic);
         let mut scan = IndexScan::begin(self.table.relation, self.queue_index, &keys)?;
         while found.len() < most && scan.next(&mut row)? {
@@ -808,24 +826,27 @@ impl Store {
         self.change(row.id, &self.as_read(row)?, &set, Patience::SESSION)
     }
 
-    /// The ids of the open tasks that are held or were enqueued elsewhere.
+    /// The ids of the open tasks that are held or were enqueued elsewhere, in their order.
     ///
     /// # Errors
     /// I/O.
     pub fn strangers(&self) -> Result<Vec<i64>> {
-        let c = &self.columns;
-        let origin = origin();
-        let mut row = [c.id, c.closed_at, c.held, c.origin].map(null_column);
         let mut found = Vec::new();
-        let mut scan = IndexScan::begin(self.table.relation, self.table.primary_key, &[])?;
-        while scan.next(&mut row)? {
-            let [id, closed_at, held, from] = &row;
-            let foreign = optional_text(from)?.as_deref() != Some(origin.as_bytes());
-            if closed_at.isnull && (held.value != 0 || foreign) {
-                found.push(id.value as i64);
-            }
+        self.open_rows(Open::Held, |row| {
+            found.push(row.id);
+            Ok(true)
+        })?;
+        for open in [Open::Waiting(Roles::All), Open::Running] {
+            self.open_rows(open, |row| {
+                if !row.ours {
+                    found.push(row.id);
+                }
+                Ok(true)
+            })?;
         }
-        scan.end()?;
+        // one can have changed from one state to another meanwhile
+        found.sort_unstable();
+        found.dedup();
         Ok(found)
     }
 
@@ -846,21 +867,36 @@ impl Store {
         Ok(row)
     }
 
-    /// Goes over the open tasks, of all roles or of those after one, until `see` says no.
+    /// Goes over these open tasks until `see` says no; in the order of their roles.
     ///
     /// # Errors
     /// I/O, and what `see` raises.
     pub fn open_rows(
         &self,
-        of: Roles,
+        open: Open,
         mut see: impl FnMut(&OpenRow) -> Result<bool>,
     ) -> Result<()> {
         let c = &self.columns;
         let origin = origin();
-        let keys = match of {
-            Roles::All => Vec::new(),
-            Roles::After(role) => vec![table::greater(1, role.into_datum()?)],
-            Roles::Only(role) => vec![table::equals(1, role.into_datum()?)],
+        let running = self.states[State::Running as usize] as Datum;
+        let mut keys = match open {
+            Open::Running => vec![table::equals(STATE_STATE, running)],
+            Open::Held => vec![table::equals(QUEUE_HELD, 1)],
+            Open::Waiting(_) => vec![table::equals(QUEUE_HELD, 0)],
+        };
+        match open {
+            Open::Waiting(Roles::After(role)) => {
+                keys.push(table::greater(QUEUE_ROLE, role.into_datum()?));
+            }
+            Open::Waiting(Roles::Only(role)) => {
+                keys.push(table::equals(QUEUE_ROLE, role.into_datum()?));
+            }
+            _ => {}
+        }
+        let index = if open == Open::Running {
+            self.state_index
+        } else {
+            self.queue_index
         };
         let mut row = [
             c.id,
@@ -872,7 +908,7 @@ impl Store {
             c.origin,
         ]
         .map(null_column);
-        let mut scan = IndexScan::begin(self.table.relation, self.queue_index, &keys)?;
+        let mut scan = IndexScan::begin(self.table.relation, index, &keys)?;
         while scan.next(&mut row)? {
             let [id, role, role_name, priority, state, attempt, from] = &row;
             let open = OpenRow {
@@ -904,7 +940,18 @@ pub enum Place {
     End,
 }
 
-/// Whose open tasks: see [`Store::open_rows`].
+/// Which open tasks: see [`Store::open_rows`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Open {
+    /// Those that wait to run.
+    Waiting(Roles),
+    /// Those that are held.
+    Held,
+    /// Those that run, or did when their server ended.
+    Running,
+}
+
+/// Whose tasks: see [`Open`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Roles {
     /// Everybody's.

@@ -100,7 +100,7 @@ pub fn empty_database(what: Empty) {
     };
     match what {
         Empty::Wanted(database) => registry.close_database(database, bgworker::my_pid()),
-        Empty::NoLonger(database) => registry.open_database(database),
+        Empty::NoLonger(database) => registry.open_database(database, bgworker::my_pid()),
     }
     registry.wake_launcher();
 }

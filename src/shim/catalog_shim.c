@@ -106,30 +106,33 @@ pgbq_enum_label(Oid type, const char *label)
 						   ObjectIdGetDatum(type), CStringGetDatum(label));
 }
 
-/* The databases that a session can be opened in, palloc'ed; also without being connected to any (as autovacuum.c). */
-Oid *
-pgbq_connectable_databases(int *count)
+/* The databases of the cluster. Palloc'ed. */
+PgbqDatabase *
+pgbq_databases(int *count)
 {
 	Relation	relation = table_open(DatabaseRelationId, AccessShareLock);
 	TableScanDesc scan = table_beginscan_catalog(relation, 0, NULL);
 	HeapTuple	tuple;
 	int			room = 16;
-	Oid		   *databases = palloc(room * sizeof(Oid));
+	PgbqDatabase *databases = palloc(room * sizeof(PgbqDatabase));
 
 	*count = 0;
 	while (HeapTupleIsValid(tuple = heap_getnext(scan, ForwardScanDirection)))
 	{
 		Form_pg_database database = (Form_pg_database) GETSTRUCT(tuple);
 
-		/* -2 marks what an interrupted DROP DATABASE has left: nobody can connect */
-		if (!database->datallowconn || database->datconnlimit == -2)
-			continue;
 		if (*count == room)
 		{
 			room *= 2;
-			databases = repalloc(databases, room * sizeof(Oid));
+			databases = repalloc(databases, room * sizeof(PgbqDatabase));
 		}
-		databases[(*count)++] = database->oid;
+		/* -2 marks what an interrupted DROP DATABASE has left: nobody can connect */
+		databases[(*count)++] = (PgbqDatabase) {
+			.oid = database->oid,
+			.name = database->datname,
+			.connectable = database->datallowconn && database->datconnlimit != -2,
+			.is_template = database->datistemplate
+		};
 	}
 	table_endscan(scan);
 	table_close(relation, AccessShareLock);

@@ -412,6 +412,40 @@ fn a_task_enqueued_during_a_command_that_fails_runs_after_it() {
     assert_goes_on(&server, "other");
 }
 
+/// The second command waits for the first, and then as long again.
+#[test]
+fn the_end_of_one_command_lets_nobody_into_a_database_that_another_wants_empty() {
+    let server = server();
+    let mut client = server.superuser();
+    let mut other = other_database(&server, &mut client);
+    let dropping = |client: &mut Client| -> i64 {
+        scalar(
+            client,
+            "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'DROP DATABASE%' AND state = 'active' \
+             AND pid <> pg_backend_pid()",
+            &[],
+        )
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            let mut session = server.superuser();
+            scope.spawn(move || assert_eq!(failure(&mut session, "DROP DATABASE other"), "55006"));
+        }
+        wait_until("both commands to wait", || dropping(&mut client) == 2);
+        let id = enqueue(&mut other, "SELECT 1");
+        wait_until("the first to fail", || dropping(&mut client) == 1);
+        // No synchronisation: the length of the observation. The second has five seconds of its own.
+        std::thread::sleep(Duration::from_secs(2));
+        let started = scalar::<bool>(
+            &mut other,
+            "SELECT started_at IS NOT NULL FROM pg_background_tasks WHERE id = $1",
+            &[&id],
+        );
+        assert!(!started || dropping(&mut client) == 0);
+        wait_state(&mut other, id, "finished");
+    });
+}
+
 /// A session dies in the middle of a command that waits for a session in database `other`.
 fn dies_in_the_middle(cancel: &str) {
     let server = server();

@@ -614,3 +614,80 @@ fn the_log_says_what_an_operator_wants_to_know() {
     let log = server.log_since(mark);
     assert!(!log.contains("ERROR"), "{log}");
 }
+
+/// The queries about one state that operators ask again and again, and what answers them in a table of any size.
+#[test]
+fn an_index_answers_the_documented_queries_for_one_state() {
+    let queries = [
+        (
+            "SELECT id, state FROM pg_background_tasks ORDER BY id DESC LIMIT 10",
+            "pkey",
+        ),
+        (
+            "SELECT count(*) FROM pg_background_tasks WHERE state = 'pending'",
+            "queue_idx",
+        ),
+        (
+            "SELECT count(*) FROM pg_background_tasks WHERE state = 'retrying'",
+            "queue_idx",
+        ),
+        (
+            "SELECT count(*) FROM pg_background_tasks WHERE state = 'running'",
+            "state_idx",
+        ),
+        (
+            "SELECT id, sql_statement, errors, closed_at FROM pg_background_tasks WHERE state = 'failed' \
+             ORDER BY closed_at DESC LIMIT 10",
+            "state_idx",
+        ),
+    ];
+    let server = server(0);
+    let mut client = server.superuser();
+    run(
+        &mut client,
+        "INSERT INTO pg_background_tasks (sql_statement, state, started_at, closed_at, role_oid, role_name, origin, search_path) \
+         SELECT 'SELECT 1', CASE WHEN n % 1000 = 0 THEN 'failed' ELSE 'finished' END::pg_background_queue_task_state, \
+         now(), now() + n * interval '1 ms', 10, 'postgres', pg_background_queue_origin(), '' \
+         FROM generate_series(1, 100000) AS n",
+    );
+    for _ in 0..10 {
+        enqueue(&mut client, "SELECT 1");
+    }
+    run(&mut client, "VACUUM ANALYZE pg_background_tasks");
+    for (query, index) in queries {
+        let plan: Vec<String> = client
+            .query(&format!("EXPLAIN (COSTS OFF) {query}"), &[])
+            .expect("a plan")
+            .iter()
+            .map(|row| row.get(0))
+            .collect();
+        let plan = plan.join("\n");
+        assert!(
+            plan.contains(&format!("pg_background_tasks_{index}")) && !plan.contains("Sort"),
+            "{query}:\n{plan}"
+        );
+    }
+}
+
+#[test]
+fn the_log_says_which_databases_are_skipped() {
+    let mut server = server(1);
+    let mut client = server.superuser();
+    run(
+        &mut client,
+        "CREATE DATABASE closed ALLOW_CONNECTIONS false",
+    );
+    drop(client);
+    let mark = server.log_mark();
+    server.restart();
+    let mut client = server.superuser();
+    let id = enqueue(&mut client, "SELECT 1");
+    wait_state(&mut client, id, "finished");
+    let log = server.log_since(mark);
+    let skipped = log.matches("is skipped").count();
+    assert!(
+        log.contains("database \"closed\" is skipped, because it does not allow connections")
+            && skipped == 1,
+        "{log}"
+    );
+}

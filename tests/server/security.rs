@@ -239,6 +239,7 @@ const TRAPS: &str = "
     CREATE SEQUENCE trap.pg_background_tasks_id_seq;
     CREATE INDEX pg_background_tasks_pkey ON trap.pg_background_tasks (id);
     CREATE INDEX pg_background_tasks_queue_idx ON trap.pg_background_tasks (id);
+    CREATE INDEX pg_background_tasks_state_idx ON trap.pg_background_tasks (id);
     CREATE FUNCTION trap.on_write() RETURNS trigger LANGUAGE plpgsql AS
         $$BEGIN PERFORM trap.spring('write'); RETURN NULL; END$$;
     CREATE TRIGGER on_write BEFORE INSERT OR UPDATE OR DELETE ON trap.pg_background_tasks
