@@ -156,6 +156,15 @@ pub fn equals(index_column: i32, value: Datum) -> ScanKey {
     }
 }
 
+/// `column >= value`.
+pub fn at_least(index_column: i32, value: Datum) -> ScanKey {
+    ScanKey {
+        index_column,
+        strategy: pg_sys::BTGreaterEqualStrategyNumber as i32,
+        value,
+    }
+}
+
 /// `column > value`.
 pub fn greater(index_column: i32, value: Datum) -> ScanKey {
     ScanKey {

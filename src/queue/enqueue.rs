@@ -2,6 +2,7 @@
 
 use super::store::{NewTask, Store};
 use super::{registry, topics, wake};
+use crate::core::ready::Place;
 use crate::pg::catalog::{self, MayConnect};
 use crate::pg::time::TimestampTz;
 use crate::pg::{Error, Result, guc, security, sqlstate, xact};
@@ -73,7 +74,13 @@ pub fn enqueue(sql: Option<&[u8]>, topic: Option<&[u8]>, options: Options) -> Re
         timeout_ms,
     };
     let id = store.insert(&task, xact::start_timestamp())?;
-    wake::task_enqueued(role, task.priority)?;
+    wake::task_enqueued(
+        role,
+        Place {
+            priority: task.priority,
+            id,
+        },
+    )?;
     Ok(id)
 }
 

@@ -8,6 +8,7 @@ use super::registry::{self, Key, Work};
 use super::store::{Open, OpenRow, Roles, Row, State, Store};
 use crate::core::errors;
 use crate::core::outcome::{self, AfterInterruption, MOST_INTERRUPTIONS};
+use crate::core::ready::Place;
 use crate::pg::bgworker::pool::{self, SlotState, Ticket};
 use crate::pg::bgworker::{self, Session};
 use crate::pg::catalog::{self, MayConnect};
@@ -75,7 +76,11 @@ impl Keeper {
                 database: self.database,
                 role,
             };
-            registry.offer(key, priority, 1);
+            let place = Place {
+                priority,
+                ..Place::FIRST
+            };
+            registry.offer(key, place, 1);
         }
         registry.wake_launcher();
         Ok(())

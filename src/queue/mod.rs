@@ -5,6 +5,7 @@
 pub mod enqueue;
 pub mod keeper;
 pub mod launcher;
+mod look;
 pub mod manage;
 pub mod process;
 pub mod registry;

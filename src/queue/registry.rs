@@ -9,8 +9,10 @@
 
 use std::alloc::Layout;
 
-use super::topics::{self, Rules, TopicId};
+use super::store::Candidate;
+use super::topics::{self, Configuration, Rules, TopicId};
 use crate::core::plan;
+use crate::core::ready::{Place, Ready};
 use crate::pg::bgworker;
 use crate::pg::bgworker::pool::{self, Slot, SlotState, Ticket};
 use crate::pg::latch::LatchRef;
@@ -54,6 +56,12 @@ pub struct Key {
 }
 
 impl Key {
+    /// Nobody.
+    pub const NONE: Self = Self {
+        database: 0,
+        role: 0,
+    };
+
     /// Whether it is a keeper.
     pub fn is_keeper(self) -> bool {
         self.role == pg::INVALID_OID
@@ -129,6 +137,45 @@ pub struct Wait {
     pub topic: TopicId,
     /// Until when.
     pub until: TimestampTz,
+}
+
+/// What a look into the table has seen, beside the tasks that it found.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(C)]
+pub struct Sight {
+    /// [`Header::ends`] before it.
+    pub ends: u64,
+    /// The demand's count before it.
+    pub bumps: u64,
+    /// When the next task that is not due yet will be.
+    pub next_due: TimestampTz,
+    /// A task waits for the end of another: see [`Demand::blocked`].
+    pub blocked: bool,
+    /// One of these is not among the tasks that were found.
+    pub passed_over: bool,
+    /// There are more tasks than were found.
+    pub more: bool,
+}
+
+impl Sight {
+    /// Before any look.
+    pub const NOTHING: Self = Self {
+        ends: 0,
+        bumps: 0,
+        next_due: UNTIL_TOLD,
+        blocked: false,
+        passed_over: false,
+        more: false,
+    };
+}
+
+/// What the workers of a key have in common.
+#[repr(C)]
+pub struct Shelf {
+    /// What the look that filled it has seen.
+    pub sight: Sight,
+    /// The tasks that they take from.
+    pub ready: Ready<Candidate>,
 }
 
 /// What a worker wants to begin.
@@ -290,6 +337,8 @@ struct Addresses {
     demands: *mut Demand,
     waits: *mut Wait,
     databases: *mut Database,
+    shelf_keys: *mut Key,
+    shelves: *mut Shelf,
 }
 
 static ADDRESSES: ProcessLocal<Option<Addresses>> = ProcessLocal::new(None);
@@ -302,7 +351,7 @@ fn slot_count() -> usize {
 }
 
 /// The places of the parts after the header, and the whole.
-fn layout() -> (Layout, [usize; 4]) {
+fn layout() -> (Layout, [usize; 6]) {
     let header = Layout::new::<Header>();
     let part = |whole: Layout, next: std::result::Result<Layout, _>| {
         whole.extend(next.expect("small")).expect("small")
@@ -311,7 +360,12 @@ fn layout() -> (Layout, [usize; 4]) {
     let (whole, demands) = part(whole, Layout::array::<Demand>(MOST_DEMANDS));
     let (whole, waits) = part(whole, Layout::array::<Wait>(MOST_WAITS));
     let (whole, databases) = part(whole, Layout::array::<Database>(MOST_DATABASES));
-    (whole, [slots, demands, waits, databases])
+    let (whole, shelf_keys) = part(whole, Layout::array::<Key>(slot_count()));
+    let (whole, shelves) = part(whole, Layout::array::<Shelf>(slot_count()));
+    (
+        whole,
+        [slots, demands, waits, databases, shelf_keys, shelves],
+    )
 }
 
 /// Asks for the memory and the lock. In the postmaster.
@@ -328,7 +382,7 @@ pub fn request() -> Result<()> {
 /// # Errors
 /// Not enough shared memory.
 pub fn startup() -> Result<()> {
-    let (whole, [slots, demands, waits, databases]) = layout();
+    let (whole, [slots, demands, waits, databases, shelf_keys, shelves]) = layout();
     let (address, found) = shmem::attach(NAME, whole.size())?;
     let lock = LwLock::named(NAME)?;
     // SAFETY: `layout` computed these offsets for parts of these types within the memory attached, whose start
@@ -342,6 +396,8 @@ pub fn startup() -> Result<()> {
             demands: address.add(demands).cast(),
             waits: address.add(waits).cast(),
             databases: address.add(databases).cast(),
+            shelf_keys: address.add(shelf_keys).cast(),
+            shelves: address.add(shelves).cast(),
         }
     };
     if !found {
@@ -374,11 +430,13 @@ pub fn startup() -> Result<()> {
                     generation: 0,
                     pid: 0,
                     latch: LatchRef::NOBODY,
-                    key: Key {
-                        database: 0,
-                        role: 0,
-                    },
+                    key: Key::NONE,
                     payload: Work::new(),
+                });
+                addresses.shelf_keys.add(i).write(Key::NONE);
+                addresses.shelves.add(i).write(Shelf {
+                    sight: Sight::NOTHING,
+                    ready: Ready::new(Candidate::NONE),
                 });
             }
         }
@@ -422,6 +480,8 @@ pub struct Registry {
     demands: &'static mut [Demand],
     waits: &'static mut [Wait],
     databases: &'static mut [Database],
+    shelf_keys: &'static mut [Key],
+    shelves: &'static mut [Shelf],
     _held: Held,
 }
 
@@ -442,6 +502,8 @@ pub fn lock() -> Result<Registry> {
             demands: std::slice::from_raw_parts_mut(addresses.demands, MOST_DEMANDS),
             waits: std::slice::from_raw_parts_mut(addresses.waits, MOST_WAITS),
             databases: std::slice::from_raw_parts_mut(addresses.databases, MOST_DATABASES),
+            shelf_keys: std::slice::from_raw_parts_mut(addresses.shelf_keys, addresses.slot_count),
+            shelves: std::slice::from_raw_parts_mut(addresses.shelves, addresses.slot_count),
             _held: held,
         })
     }
@@ -527,11 +589,159 @@ impl Registry {
         self.header.order
     }
 
-    /// Puts the demand of this key behind the others who wait.
-    pub fn requeue(&mut self, key: Key) {
+    /// A worker leaves what there is to do for this key, the first of it of this priority, to another one: behind all
+    /// who wait already.
+    pub fn hand_over(&mut self, key: Key, priority: i32) {
+        if self.demand(key).is_none() {
+            self.add_demand(key, priority);
+        }
         let order = self.next_order();
         if let Some(demand) = self.demand(key) {
             demand.order = order;
+            demand.priority = priority;
+            demand.blocked = false;
+            if demand.failures == 0 {
+                demand.due = 0;
+            }
+        }
+    }
+
+    /// What the workers of this key have in common; `None` if there is no room, as where they have none.
+    pub fn shelf(&mut self, key: Key) -> Option<&mut Shelf> {
+        let i = self.shelf_keys.iter().position(|&known| known == key)?;
+        Some(&mut self.shelves[i])
+    }
+
+    /// The same, made if it was not there. For a worker of this key.
+    pub fn make_shelf(&mut self, key: Key) -> Option<&mut Shelf> {
+        if self.shelf(key).is_none() {
+            let in_use = |key: Key| {
+                key != Key::NONE
+                    && self
+                        .slots
+                        .iter()
+                        .any(|slot| slot.state != SlotState::Free && slot.key == key)
+            };
+            // there are as many as slots
+            let free = self.shelf_keys.iter().position(|&key| !in_use(key))?;
+            self.shelf_keys[free] = key;
+            self.shelves[free] = Shelf {
+                sight: Sight::NOTHING,
+                ready: Ready::new(Candidate::NONE),
+            };
+        }
+        self.shelf(key)
+    }
+
+    /// Whether the workers of this key know a task.
+    pub fn has_ready(&mut self, key: Key) -> bool {
+        self.shelf(key)
+            .is_some_and(|shelf| !shelf.ready.tasks().is_empty())
+    }
+
+    /// Has the workers of this key look into the table again.
+    pub fn forget_ready(&mut self, key: Key) {
+        if let Some(shelf) = self.shelf(key) {
+            shelf.ready.forget(|_| true);
+        }
+    }
+
+    /// A task of this key that was taken waits (again).
+    pub fn arrive(&mut self, key: Key, place: Place) {
+        if let Some(shelf) = self.shelf(key) {
+            shelf.ready.arrive(place);
+            shelf.sight.passed_over = true;
+        }
+        let order = self.next_order();
+        if let Some(demand) = self.demand(key) {
+            demand.bumps = order;
+        }
+    }
+
+    /// Whether something may have to go before what the workers of this key know, the first of which has this priority.
+    pub fn must_look_again(
+        &mut self,
+        key: Key,
+        sight: &Sight,
+        priority: i32,
+        now: TimestampTz,
+    ) -> bool {
+        let ended = self.header.ends != sight.ends;
+        let better = self
+            .demand(key)
+            .is_some_and(|demand| demand.bumps != sight.bumps && demand.priority < priority);
+        better || sight.next_due <= now || sight.passed_over && ended
+    }
+
+    /// Takes the first known task of this key that may start now.
+    pub fn next_task(
+        &mut self,
+        ticket: Ticket,
+        key: Key,
+        configuration: &Configuration,
+        now: TimestampTz,
+    ) -> Option<Candidate> {
+        let others_turn = self.suspect_turn(ticket, now).is_some();
+        let i = self.first_known(key, |registry, task| {
+            let rules = configuration.rules(task.topic);
+            !(others_turn && task.interruptions > 0)
+                && (!rules.limited || registry.has_room(key, task.topic, rules, 1, now))
+        })?;
+        let shelf = self.shelf(key)?;
+        let candidate = shelf.ready.take(i)?;
+        if candidate.last_known {
+            shelf.ready.forget(|_| true);
+        }
+        Some(candidate)
+    }
+
+    /// Whether one of the tasks that the workers of this key know could start now in another worker. The limit of all is
+    /// the launcher's business: others may make room.
+    pub fn others_could_help(
+        &mut self,
+        key: Key,
+        configuration: &Configuration,
+        now: TimestampTz,
+    ) -> bool {
+        self.first_known(key, |registry, task| {
+            let rules = configuration.rules(task.topic);
+            !rules.limited || registry.has_room(key, task.topic, rules, 0, now)
+        })
+        .is_some()
+    }
+
+    fn has_room(
+        &mut self,
+        key: Key,
+        topic: TopicId,
+        rules: Rules,
+        wanted: usize,
+        now: TimestampTz,
+    ) -> bool {
+        let may_start = self.may_start(key.database, topic, rules, wanted, now);
+        matches!(may_start, MayStart::Yes(_))
+    }
+
+    /// The first of the tasks that the workers of this key know for which `wanted` holds. It is asked once for tasks of one topic that
+    /// follow each other, the cut-off ones among them apart.
+    fn first_known(
+        &mut self,
+        key: Key,
+        mut wanted: impl FnMut(&mut Self, &Candidate) -> bool,
+    ) -> Option<usize> {
+        let shelf = self.shelf_keys.iter().position(|&known| known == key)?;
+        let mut refused = None;
+        let mut i = 0;
+        loop {
+            let task = *self.shelves[shelf].ready.tasks().get(i)?;
+            let kind = (task.topic, task.interruptions > 0);
+            if refused != Some(kind) {
+                if wanted(self, &task) {
+                    return Some(i);
+                }
+                refused = Some(kind);
+            }
+            i += 1;
         }
     }
 
@@ -1066,8 +1276,11 @@ impl Registry {
 
     /// There is work for this key: remembers it, and wakes up to `count` idle workers. True if the launcher has to do
     /// the rest: the workers that are there may be busy for hours.
-    pub fn offer(&mut self, key: Key, priority: i32, count: u32) -> bool {
-        self.add_demand(key, priority);
+    pub fn offer(&mut self, key: Key, place: Place, count: u32) -> bool {
+        self.add_demand(key, place.priority);
+        if let Some(shelf) = self.shelf(key) {
+            shelf.ready.arrive(place);
+        }
         if self.wake_idle(key, count) {
             return false;
         }
@@ -1085,6 +1298,11 @@ impl Registry {
     /// table is gone.
     pub fn forget_work(&mut self, database: Oid, seen: u64) {
         self.remove_demands(|demand| demand.key.database == database && demand.bumps <= seen);
+        for (key, shelf) in self.shelf_keys.iter().zip(self.shelves.iter_mut()) {
+            if key.database == database {
+                shelf.ready.forget(|_| true);
+            }
+        }
         for slot in self.slots.iter_mut() {
             if slot.state == SlotState::Orphaned && slot.key.database == database {
                 pool::release(slot);

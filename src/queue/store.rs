@@ -4,10 +4,11 @@ use std::ffi::CStr;
 
 use super::topics::TopicId;
 use crate::core::errors;
+use crate::core::ready::{Place, Queued};
 use crate::pg::datum::{self, Datum, IntoDatum};
 use crate::pg::local::ProcessLocal;
 use crate::pg::table::{
-    self, Change, Column, IndexScan, Patience, Table, Updated, column, null_column,
+    self, Change, Column, IndexScan, Patience, ScanKey, Table, Updated, column, null_column,
 };
 use crate::pg::time::{self, TimestampTz};
 use crate::pg::{Error, Oid, Result, callback, catalog, sqlstate};
@@ -24,6 +25,7 @@ const MINUTE: Patience = Patience {
 
 /// The states, in the order of the enum's labels.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(C)]
 pub enum State {
     /// Waits for its first attempt, or was interrupted.
     Pending,
@@ -90,6 +92,8 @@ pub struct Store {
 const QUEUE_HELD: i32 = 1;
 const QUEUE_ROLE: i32 = 2;
 const QUEUE_TOPIC: i32 = 3;
+const QUEUE_PRIORITY: i32 = 4;
+const QUEUE_ID: i32 = 5;
 
 /// Of pg_background_tasks_state_idx.
 const STATE_STATE: i32 = 1;
@@ -111,6 +115,7 @@ fn forget(relation: Oid) {
 
 /// What a scan for work tells of a task.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(C)]
 pub struct Candidate {
     /// The task.
     pub id: i64,
@@ -120,14 +125,37 @@ pub struct Candidate {
     pub priority: i32,
     /// `pending` or `retrying`.
     pub state: State,
+    /// More tasks of its topic wait, which the look that found it has left.
+    pub last_known: bool,
     /// Attempts so far.
     pub attempt: i32,
     /// Crashes that it was part of.
     pub interruptions: i32,
     /// When it was enqueued.
     pub joined_at: TimestampTz,
-    /// Not before.
-    pub due: TimestampTz,
+}
+
+impl Candidate {
+    /// None at all.
+    pub const NONE: Self = Self {
+        id: 0,
+        topic: TopicId::NONE,
+        priority: 0,
+        state: State::Pending,
+        last_known: false,
+        attempt: 0,
+        interruptions: 0,
+        joined_at: 0,
+    };
+}
+
+impl Queued for Candidate {
+    fn place(&self) -> Place {
+        Place {
+            priority: self.priority,
+            id: self.id,
+        }
+    }
 }
 
 /// What is to be known of a task when an attempt has ended or somebody wants to change it.
@@ -159,6 +187,16 @@ pub struct Row {
     pub max_retries: Option<i32>,
     /// Errors of earlier attempts.
     pub errors: Option<Vec<u8>>,
+}
+
+impl Row {
+    /// Its place in the queue.
+    pub fn place(&self) -> Place {
+        Place {
+            priority: self.priority,
+            id: self.id,
+        }
+    }
 }
 
 /// A claimed task.
@@ -429,47 +467,95 @@ impl Store {
         Ok(id)
     }
 
-    /// The next of a role's topics that have open tasks: in the order of their bytes, tasks without a topic last.
+    /// Goes over the tasks of a role that wait to run: topic by topic in the order of their bytes, those without a topic last,
+    /// and each topic's in order. `see` is told the topic when it is another than before.
     ///
     /// # Errors
-    /// I/O.
-    pub fn next_topic(&self, role: Oid, after: &Place) -> Result<Place> {
-        let mut row = [null_column(self.columns.topic)];
-        let topic = match after {
-            Place::Start => table::is_not_null(QUEUE_TOPIC),
-            Place::At(Some(topic)) => table::greater(QUEUE_TOPIC, topic.as_slice().into_datum()?),
-            Place::At(None) | Place::End => return Ok(Place::End),
-        };
-        let keys = [
-            table::equals(QUEUE_HELD, 0),
-            table::equals(QUEUE_ROLE, role.into_datum()?),
-            topic,
-        ];
-        let mut scan = IndexScan::begin(self.table.relation, self.queue_index, &keys)?;
-        let topic = if scan.next(&mut row)? {
-            optional_text(&row[0])?
-        } else {
-            None
-        };
-        scan.end()?;
-        Ok(Place::At(topic))
+    /// I/O, and what `see` raises.
+    pub fn waiting(&self, role: Oid, mut see: impl FnMut(Seen<'_>) -> Result<Step>) -> Result<()> {
+        let mut topic_key = None;
+        loop {
+            let passed_over = topic_key.is_some();
+            let keys = self.queue_keys(role, topic_key)?;
+            match self.scan_waiting(&keys, &mut see)? {
+                Left::Topic(Some(topic)) => {
+                    let after = topic.as_slice().into_datum()?;
+                    topic_key = Some(table::greater(QUEUE_TOPIC, after));
+                }
+                // a scan of what is greater does not see NULLs
+                Left::End if passed_over => {
+                    let keys = self.queue_keys(role, Some(table::is_null(QUEUE_TOPIC)))?;
+                    self.scan_waiting(&keys, &mut see)?;
+                    return Ok(());
+                }
+                Left::End | Left::Topic(None) | Left::All => return Ok(()),
+            }
+        }
     }
 
-    /// The first tasks of a role and topic that wait to run, in order: at most `most` for which `wanted` holds.
+    /// The same for one topic, from a place on.
     ///
     /// # Errors
-    /// I/O.
-    pub fn candidates(
+    /// I/O, and what `see` raises.
+    pub fn waiting_in(
         &self,
         role: Oid,
         topic: Option<&[u8]>,
-        most: usize,
-        mut wanted: impl FnMut(&Candidate) -> bool,
-    ) -> Result<Vec<Candidate>> {
+        from: Place,
+        mut see: impl FnMut(Seen<'_>) -> Result<Step>,
+    ) -> Result<()> {
+        let topic = match topic {
+            Some(topic) => table::equals(QUEUE_TOPIC, topic.into_datum()?),
+            None => table::is_null(QUEUE_TOPIC),
+        };
+        let topic = self.queue_keys(role, Some(topic))?;
+        let priority = from.priority.into_datum()?;
+        // two scans, each of which begins where it should: a row comparison
+        let same = [
+            table::equals(QUEUE_PRIORITY, priority),
+            table::at_least(QUEUE_ID, from.id.into_datum()?),
+        ];
+        let worse = [table::greater(QUEUE_PRIORITY, priority)];
+        for rest in [same.as_slice(), &worse] {
+            let keys = [topic.as_slice(), rest].concat();
+            if !matches!(self.scan_waiting(&keys, &mut see)?, Left::End) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a task of the role waits that has a topic.
+    ///
+    /// # Errors
+    /// I/O.
+    pub fn has_topics(&self, role: Oid) -> Result<bool> {
+        let keys = self.queue_keys(role, Some(table::is_not_null(QUEUE_TOPIC)))?;
+        let mut scan = IndexScan::begin(self.table.relation, self.queue_index, &keys)?;
+        let found = scan.next(&mut [])?;
+        scan.end()?;
+        Ok(found)
+    }
+
+    fn queue_keys(&self, role: Oid, topic: Option<ScanKey>) -> Result<Vec<ScanKey>> {
+        let mut keys = vec![
+            table::equals(QUEUE_HELD, 0),
+            table::equals(QUEUE_ROLE, role.into_datum()?),
+        ];
+        keys.extend(topic);
+        Ok(keys)
+    }
+
+    fn scan_waiting(
+        &self,
+        keys: &[ScanKey],
+        see: &mut impl FnMut(Seen<'_>) -> Result<Step>,
+    ) -> Result<Left> {
         let c = &self.columns;
         let origin = origin();
         let mut row = [
             c.id,
+            c.topic,
             c.priority,
             c.state,
             c.attempt,
@@ -479,21 +565,14 @@ impl Store {
             c.origin,
         ]
         .map(null_column);
-        let mut found = Vec::new();
-        let topic_key = match topic {
-            Some(topic) => table::equals(QUEUE_TOPIC, topic.into_datum()?),
-            None => table::is_null(QUEUE_TOPIC),
-        };
-        let keys = [
-            table::equals(QUEUE_HELD, 0),
-            table::equals(QUEUE_ROLE, role.into_datum()?),
-            topic_key,
-        ];
-        let topic = TopicId::of(topic);
-        let mut scan = IndexScan::begin(self.table.relation, self.queue_index, &keys)?;
-        while found.len() < most && scan.next(&mut row)? {
+        let mut topic: Option<Option<Vec<u8>>> = None;
+        let mut topic_id = TopicId::NONE;
+        let mut left = Left::End;
+        let mut scan = IndexScan::begin(self.table.relation, self.queue_index, keys)?;
+        while scan.next(&mut row)? {
             let [
                 id,
+                of,
                 priority,
                 state,
                 attempt,
@@ -502,6 +581,16 @@ impl Store {
                 due_at,
                 from,
             ] = &row;
+            let of = optional_text(of)?;
+            let is_new = topic.as_ref() != Some(&of);
+            if is_new {
+                topic_id = TopicId::of(of.as_deref());
+                if matches!(see(Seen::Topic(of.as_deref(), topic_id))?, Step::NextTopic) {
+                    left = Left::Topic(of);
+                    break;
+                }
+                topic = Some(of);
+            }
             let Some(state @ (State::Pending | State::Retrying)) = self.state_of(state) else {
                 continue;
             };
@@ -510,20 +599,28 @@ impl Store {
             }
             let candidate = Candidate {
                 id: id.value as i64,
-                topic,
+                topic: topic_id,
                 priority: integer(priority),
                 state,
+                last_known: false,
                 attempt: integer(attempt),
                 interruptions: integer(interruptions),
                 joined_at: microseconds(joined_at),
-                due: microseconds(due_at),
             };
-            if wanted(&candidate) {
-                found.push(candidate);
+            match see(Seen::Task(candidate, microseconds(due_at)))? {
+                Step::Next => {}
+                Step::NextTopic => {
+                    left = Left::Topic(topic.flatten());
+                    break;
+                }
+                Step::Stop => {
+                    left = Left::All;
+                    break;
+                }
             }
         }
         scan.end()?;
-        Ok(found)
+        Ok(left)
     }
 
     /// The columns that make a [`Row`].
@@ -929,15 +1026,31 @@ impl Store {
     }
 }
 
-/// A place among a role's topics: see [`Store::next_topic`].
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Place {
-    /// Before the first.
-    Start,
-    /// At this one.
-    At(Option<Vec<u8>>),
-    /// After the last.
+/// What [`Store::waiting`] meets.
+pub enum Seen<'a> {
+    /// Another topic, whose tasks come next.
+    Topic(Option<&'a [u8]>, TopicId),
+    /// A task, and the time before which it must not run.
+    Task(Candidate, TimestampTz),
+}
+
+/// How [`Store::waiting`] goes on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Step {
+    /// With what comes next.
+    Next,
+    /// With the next topic.
+    NextTopic,
+    /// Not at all.
+    Stop,
+}
+
+/// How a scan was left.
+enum Left {
     End,
+    /// For the topic after this one.
+    Topic(Option<Vec<u8>>),
+    All,
 }
 
 /// Which open tasks: see [`Store::open_rows`].

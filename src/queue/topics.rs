@@ -49,7 +49,7 @@ pub fn forget_refusal() {
 }
 
 /// A topic as shared memory knows it: 128 bits of hash, so that no two ever meet.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[repr(C)]
 pub struct TopicId([u64; 2]);
 
@@ -84,8 +84,8 @@ impl Check for TopicConfig {
     }
 }
 
-/// What is set for each topic, by its name in the database's encoding.
-type Topics = Rc<HashMap<Vec<u8>, Topic>>;
+/// What is set for each topic; names are taken in the database's encoding.
+type Topics = Rc<HashMap<TopicId, Topic>>;
 
 thread_local! {
     static TOPICS: RefCell<Option<Topics>> = const { RefCell::new(None) };
@@ -113,17 +113,35 @@ pub struct Rules {
 /// # Errors
 /// A failing catalog lookup.
 pub fn rules(topic: Option<&[u8]>) -> Result<Rules> {
-    let topics = topics()?;
-    let own = topic
-        .and_then(|name| topics.get(name))
-        .copied()
-        .unwrap_or_default();
+    Ok(configuration()?.rules(TopicId::of(topic)))
+}
+
+/// What is set, of one process at one time.
+pub struct Configuration(Topics);
+
+/// What is set now. In a transaction of a process that is connected to a database.
+///
+/// # Errors
+/// A failing catalog lookup.
+pub fn configuration() -> Result<Configuration> {
+    topics().map(Configuration)
+}
+
+impl Configuration {
+    /// What is in force for a topic.
+    pub fn rules(&self, topic: TopicId) -> Rules {
+        combine(self.0.get(&topic).copied().unwrap_or_default())
+    }
+}
+
+/// The settings of a topic, the global ones filled in.
+fn combine(own: Topic) -> Rules {
     let all = settings::max_parallel_running_tasks();
     let delay = own.delay_in_sec.unwrap_or_else(settings::delay_in_sec);
     let limit = own
         .limit
         .map_or(all, |limit| usize::try_from(limit).unwrap_or(0).min(all));
-    Ok(Rules {
+    Rules {
         limit,
         limited: limit < all || delay > 0,
         retry_count: own.retry_count.unwrap_or_else(settings::retry_count),
@@ -132,7 +150,7 @@ pub fn rules(topic: Option<&[u8]>) -> Result<Rules> {
         timeout_ms: own
             .timeout_in_sec
             .map_or(0, |seconds| seconds.saturating_mul(1000)),
-    })
+    }
 }
 
 /// The priority of a task that nothing gives another.
@@ -149,7 +167,7 @@ fn topics() -> Result<Topics> {
     for (name, topic) in parsed {
         // a name that cannot be said in this database is no topic of it
         if let Some(name) = datum::from_utf8(&name)? {
-            topics.insert(name, topic);
+            topics.insert(TopicId::of(Some(&name)), topic);
         }
     }
     let topics = Rc::new(topics);

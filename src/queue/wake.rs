@@ -1,6 +1,7 @@
 //! What a transaction has enqueued, and the wake-up when it commits.
 
 use super::registry::{self, Generations, Key};
+use crate::core::ready::Place;
 use crate::pg::bgworker;
 use crate::pg::callback::{self, Empty, Ended, Utility};
 use crate::pg::local::ProcessLocal;
@@ -11,7 +12,7 @@ const MOST_ROLES: usize = 8;
 
 #[derive(Clone, Copy)]
 struct Pending {
-    roles: [(Oid, i32, u32); MOST_ROLES],
+    roles: [(Oid, Place, u32); MOST_ROLES],
     count: usize,
     look: bool,
     /// Buckets of the settings that it has changed: see [`registry::Generations`].
@@ -19,7 +20,7 @@ struct Pending {
 }
 
 const NOTHING: Pending = Pending {
-    roles: [(0, 0, 0); MOST_ROLES],
+    roles: [(0, Place::FIRST, 0); MOST_ROLES],
     count: 0,
     look: false,
     settings: 0,
@@ -33,7 +34,7 @@ static WATCHED: ProcessLocal<bool> = ProcessLocal::new(false);
 ///
 /// # Errors
 /// Out of memory.
-pub fn task_enqueued(role: Oid, priority: i32) -> Result<()> {
+pub fn task_enqueued(role: Oid, place: Place) -> Result<()> {
     watch()?;
     let mut pending = PENDING.get();
     match pending.roles[..pending.count]
@@ -41,11 +42,12 @@ pub fn task_enqueued(role: Oid, priority: i32) -> Result<()> {
         .find(|(known, ..)| *known == role)
     {
         Some((_, best, tasks)) => {
-            *best = priority.min(*best);
+            best.priority = best.priority.min(place.priority);
+            best.id = best.id.min(place.id);
             *tasks = tasks.saturating_add(1);
         }
         None if pending.count < MOST_ROLES => {
-            pending.roles[pending.count] = (role, priority, 1);
+            pending.roles[pending.count] = (role, place, 1);
             pending.count += 1;
         }
         None => pending.look = true,
@@ -146,9 +148,9 @@ fn tell(pending: &Pending) -> Result<()> {
     if pending.look {
         registry.want_keeper(database);
     }
-    for &(role, priority, tasks) in &pending.roles[..pending.count] {
+    for &(role, place, tasks) in &pending.roles[..pending.count] {
         let key = Key { database, role };
-        launcher |= registry.offer(key, priority, tasks);
+        launcher |= registry.offer(key, place, tasks);
     }
     if launcher {
         registry.wake_launcher();

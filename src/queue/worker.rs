@@ -1,11 +1,11 @@
 //! A worker: runs the tasks of one role in one database, one after the other.
 
-use std::collections::VecDeque;
-
-use super::registry::{self, Beginning, Begun, Key, MayStart, Registry, UNTIL_TOLD};
-use super::store::{Candidate, Place, State, Store, Task};
-use super::topics::{self, Rules, TopicId};
+use super::look::{self, Answer, Question};
+use super::registry::{self, Beginning, Begun, Key, Registry, Sight, UNTIL_TOLD};
+use super::store::{Candidate, State, Store, Task};
+use super::topics::{self, Configuration, Rules};
 use super::{process, settings};
+use crate::core::ready::Queued;
 use crate::core::{errors, outcome};
 use crate::pg::bgworker::pool::{self, Ticket};
 use crate::pg::bgworker::{self, MainLoop, Next, Session};
@@ -18,9 +18,6 @@ use crate::pg::table::Updated;
 use crate::pg::time;
 use crate::pg::xact::{Durability, Transaction};
 use crate::pg::{Error, Result, catalog, guc, interrupt, latch, sqlstate, statement};
-
-/// Candidates that one look into the table brings.
-const BATCH: usize = 32;
 
 /// Tasks after which a worker makes room for a fresh process: whatever leaks in a session leaks no further.
 const MOST_TASKS: u64 = 100_000;
@@ -53,12 +50,7 @@ pub fn main(argument: Datum) -> Result<()> {
         fingerprint,
         stale: false,
         memory: MemoryContext::new("pg_background_queue errors")?,
-        candidates: VecDeque::new(),
-        batch_is_full: false,
-        ends: 0,
-        bumps: 0,
-        next_due: UNTIL_TOLD,
-        blocked: false,
+        sight: Sight::NOTHING,
         held_rows: Vec::new(),
         done: 0,
         since: time::now(),
@@ -80,18 +72,8 @@ struct Worker {
     stale: bool,
     /// For errors, which outlive the transaction that raised them.
     memory: MemoryContext,
-    /// What the last look into the table found, in order.
-    candidates: VecDeque<Waiting>,
-    /// It found more than it kept.
-    batch_is_full: bool,
-    /// [`registry::Header::ends`] before that look.
-    ends: u64,
-    /// The demand's count before that look.
-    bumps: u64,
-    /// When the next task that is not due yet will be.
-    next_due: i64,
-    /// A task waits for the end of another: see [`registry::Demand::blocked`].
-    blocked: bool,
+    /// What its last look into the table has seen.
+    sight: Sight,
     /// Tasks whose rows somebody else holds, and until when they are left alone.
     held_rows: Vec<(i64, i64)>,
     done: u64,
@@ -101,19 +83,13 @@ struct Worker {
     idle_since: Option<i64>,
 }
 
-/// A task that waits, and what is in force for its topic.
-#[derive(Clone, Copy)]
-struct Waiting {
-    candidate: Candidate,
-    rules: Rules,
-}
-
 /// What the registry says before a task is begun.
 enum Permission {
-    Granted,
-    /// The tasks of its topic have to wait.
-    TopicWaits,
-    /// A task of better priority has come.
+    /// To begin this one.
+    Granted(Candidate, Rules),
+    /// There is none that could start, as far as is known.
+    Nothing,
+    /// Others may have to go first.
     LookAgain,
     Leave,
 }
@@ -123,16 +99,18 @@ impl MainLoop for Worker {
         // only what a task runs is there to be cancelled
         interrupt::hold_cancels();
         if bgworker::turn()? {
-            // the topics' rules may be others now
-            self.candidates.clear();
+            // other tasks may start now
+            registry::lock()?.forget_ready(self.key);
         }
-        if self.candidates.is_empty() {
-            self.look()?;
+        if registry::lock()?.has_ready(self.key)
+            && let Some(next) = self.attempt()?
+        {
+            return Ok(next);
         }
-        match self.candidates.pop_front() {
-            Some(waiting) => self.attempt(&waiting),
-            None => self.wait(),
+        if self.look()? {
+            return Ok(Next::Again);
         }
+        self.wait()
     }
 
     fn recovered(&mut self) -> Result<()> {
@@ -151,112 +129,61 @@ impl Worker {
         Ok(())
     }
 
-    /// Looks for work in the table.
-    fn look(&mut self) -> Result<()> {
-        {
-            let mut registry = registry::lock()?;
-            self.bumps = 0;
-            self.ends = registry.header.ends;
-            if let Some(demand) = registry.demand(self.key) {
-                self.bumps = demand.bumps;
-            }
-        }
+    /// Looks for work in the table; false if there is none that could start now.
+    fn look(&mut self) -> Result<bool> {
         let now = time::now();
-        self.next_due = UNTIL_TOLD;
-        self.blocked = false;
+        let (begun, bumps, ends) = {
+            let mut registry = registry::lock()?;
+            let bumps = registry.demand(self.key).map_or(0, |demand| demand.bumps);
+            let ends = registry.header.ends;
+            let Some(shelf) = registry.make_shelf(self.key) else {
+                return Ok(false);
+            };
+            (shelf.ready.begin_look(), bumps, ends)
+        };
         self.held_rows.retain(|&(_, until)| until > now);
-        let mut found = Vec::new();
         let transaction = Transaction::begin(Durability::Asynchronous)?;
         self.notice_changes()?;
-        if let Some(store) = Store::open()? {
-            let mut place = store.next_topic(self.key.role, &Place::Start)?;
-            while let Place::At(topic) = &place {
-                found.extend(self.look_at_topic(&store, topic.as_deref(), now)?);
-                place = store.next_topic(self.key.role, &place)?;
-            }
-        }
+        let mut answer = match Store::open()? {
+            Some(store) => look::look(
+                &store,
+                Question {
+                    key: self.key,
+                    ticket: self.ticket,
+                    configuration: &topics::configuration()?,
+                    held_rows: &self.held_rows,
+                    from: begun.from,
+                    now,
+                },
+            )?,
+            None => Answer::nothing(),
+        };
         transaction.commit()?;
-        found.sort_by_key(|waiting| (waiting.candidate.priority, waiting.candidate.id));
-        self.batch_is_full = found.len() > BATCH;
-        found.truncate(BATCH);
-        if let Some(best) = found.first()
-            && let Some(demand) = registry::lock()?.demand(self.key)
+        answer.sight.bumps = bumps;
+        answer.sight.ends = ends;
+        self.sight = answer.sight;
+
+        let mut registry = registry::lock()?;
+        if let Some(best) = answer.tasks.first()
+            && let Some(demand) = registry.demand(self.key)
         {
-            let best = best.candidate.priority;
-            demand.priority = if demand.bumps == self.bumps {
-                best
+            demand.priority = if demand.bumps == bumps {
+                best.priority
             } else {
                 // something came that this look may not have seen
-                best.min(demand.priority)
+                best.priority.min(demand.priority)
             };
         }
-        self.candidates = found.into();
-        Ok(())
-    }
-
-    /// The tasks of one topic that could start now; why others cannot is noted.
-    fn look_at_topic(
-        &mut self,
-        store: &Store,
-        topic: Option<&[u8]>,
-        now: i64,
-    ) -> Result<Vec<Waiting>> {
-        let rules = topics::rules(topic)?;
-        let id = TopicId::of(topic);
-        let database = self.key.database;
-        let suspect_turn = {
-            let mut registry = registry::lock()?;
-            if registry.may_start(database, id, rules, 0, now) == MayStart::Blocked {
-                self.blocked = true;
-                return Ok(Vec::new());
-            }
-            registry.suspect_turn(self.ticket, now)
+        let Some(shelf) = registry.shelf(self.key) else {
+            return Ok(true);
         };
-        let (next_due, blocked, held_rows) =
-            (&mut self.next_due, &mut self.blocked, &self.held_rows);
-        let mut found = store.candidates(self.key.role, topic, BATCH, |candidate| {
-            let held = held_rows.iter().find(|&&(id, _)| id == candidate.id);
-            let due = held.map_or(candidate.due, |&(_, until)| until);
-            if due > now {
-                *next_due = due.min(*next_due);
-                false
-            } else if candidate.interruptions > 0
-                && let Some(until) = suspect_turn
-            {
-                *next_due = until.min(*next_due);
-                *blocked = true;
-                false
-            } else {
-                true
-            }
-        })?;
-        if found.is_empty() {
-            return Ok(Vec::new());
+        let conclusive = shelf.ready.end_look(begun, &answer.tasks, answer.complete);
+        if !conclusive {
+            // what others have taken meanwhile is not known to be all
+            answer.sight.passed_over = true;
         }
-        match registry::lock()?.may_start(database, id, rules, found.len(), now) {
-            // only as many as could start, or a full topic would leave no room for the others in the batch
-            MayStart::Yes(count) if found.len() > count && rules.limited => {
-                if rules.delay > 0 {
-                    *next_due = (*next_due).min(now + rules.delay);
-                } else {
-                    *blocked = true;
-                }
-                found.truncate(count);
-            }
-            MayStart::Yes(_) => {}
-            MayStart::Blocked => {
-                *blocked = true;
-                found.clear();
-            }
-            MayStart::NotBefore(time) => {
-                *next_due = time.min(*next_due);
-                found.clear();
-            }
-        }
-        Ok(found
-            .into_iter()
-            .map(|candidate| Waiting { candidate, rules })
-            .collect())
+        shelf.sight = answer.sight;
+        Ok(answer.can_start || !conclusive)
     }
 
     /// Finds out whether the session is still as after a fresh login. In a transaction, whose beginning took in what
@@ -270,43 +197,43 @@ impl Worker {
         Ok(())
     }
 
-    /// Claims a candidate and runs it.
-    fn attempt(&mut self, waiting: &Waiting) -> Result<Next> {
-        let candidate = &waiting.candidate;
-        let transaction = Transaction::begin(self.claim_durability(candidate)?)?;
+    /// Claims the next task and runs it; `None` if there is none that could start.
+    fn attempt(&mut self) -> Result<Option<Next>> {
+        let transaction = Transaction::begin(self.claim_durability()?)?;
         self.notice_changes()?;
         let Some(store) = Store::open()? else {
             transaction.commit()?;
-            self.candidates.clear();
-            return Ok(Next::Again);
+            registry::lock()?.forget_ready(self.key);
+            return Ok(Some(Next::Again));
         };
-        match self.permission(&store, waiting)? {
-            Permission::Granted => {}
-            Permission::TopicWaits => {
+        let configuration = topics::configuration()?;
+        let (candidate, rules) = match self.permission(&store, &configuration)? {
+            Permission::Granted(candidate, rules) => (candidate, rules),
+            Permission::Nothing => {
                 transaction.commit()?;
-                self.candidates
-                    .retain(|other| other.candidate.topic != candidate.topic);
-                return Ok(Next::Again);
+                return Ok(None);
             }
             Permission::LookAgain => {
                 transaction.commit()?;
-                self.candidates.clear();
-                return Ok(Next::Again);
+                registry::lock()?.forget_ready(self.key);
+                return Ok(Some(Next::Again));
             }
             Permission::Leave => {
                 transaction.commit()?;
-                return Ok(Next::Leave);
+                return Ok(Some(Next::Leave));
             }
-        }
-        let claimed = store.claim(candidate, self.key.role)?;
+        };
+        let claimed = store.claim(&candidate, self.key.role)?;
         transaction.commit()?;
         let has_run = claimed.is_ok();
         match claimed {
             // An error that is not the task's leaves the slot as it is: this process ends, and the orphan is a keeper's.
-            Ok(task) => self.run(&store, &task, &waiting.rules)?,
-            Err(Updated::Locked) => self
-                .held_rows
-                .push((candidate.id, time::now() + LOCKED_ROW_MICROSECONDS)),
+            Ok(task) => self.run(&store, &task, &rules)?,
+            Err(Updated::Locked) => {
+                self.held_rows
+                    .push((candidate.id, time::now() + LOCKED_ROW_MICROSECONDS));
+                registry::lock()?.arrive(self.key, candidate.place());
+            }
             // somebody else was faster
             Err(_) => {}
         }
@@ -318,14 +245,19 @@ impl Worker {
         if registry.end_task(self.ticket, has_run) {
             registry.wake_launcher();
         }
-        Ok(Next::Again)
+        Ok(Some(Next::Again))
     }
 
     /// The claim may be lost in a crash (the task is then still pending), unless that would hide a task that
     /// crashes the server as soon as it is claimed: after an unclean start the claims of what was there before it are flushed.
-    fn claim_durability(&self, candidate: &Candidate) -> Result<Durability> {
-        let registry = registry::lock()?;
-        let flush = registry.header.unclean && candidate.joined_at < registry.header.booted;
+    fn claim_durability(&self) -> Result<Durability> {
+        let mut registry = registry::lock()?;
+        let (unclean, booted) = (registry.header.unclean, registry.header.booted);
+        let old = |task: &Candidate| task.joined_at < booted;
+        let flush = unclean
+            && registry
+                .shelf(self.key)
+                .is_some_and(|shelf| shelf.ready.tasks().iter().any(old));
         Ok(if flush {
             Durability::Flushed
         } else {
@@ -333,53 +265,72 @@ impl Worker {
         })
     }
 
-    /// Takes a place among the running tasks, unless this worker has to leave.
-    fn permission(&mut self, store: &Store, waiting: &Waiting) -> Result<Permission> {
-        let Waiting { candidate, rules } = waiting;
+    /// Takes a task, and a place among those that run, unless this worker has to leave.
+    fn permission(&mut self, store: &Store, configuration: &Configuration) -> Result<Permission> {
         let now = time::now();
+        let key = self.key;
         let mut registry = registry::lock()?;
+        let Some((first, sight)) = registry
+            .shelf(key)
+            .and_then(|shelf| Some((*shelf.ready.tasks().first()?, shelf.sight)))
+        else {
+            return Ok(Permission::Nothing);
+        };
+        if registry.must_look_again(key, &sight, first.priority, now) {
+            return Ok(Permission::LookAgain);
+        }
         let stale = self.stale
-            || registry.header.generations.of(self.key) != self.generation
+            || registry.header.generations.of(key) != self.generation
             || self.done >= MOST_TASKS;
         let stint_over = now - self.since > crate::core::plan::STINT_MICROSECONDS;
-        let make_room = registry.must_make_room(self.key.database, candidate.priority, stint_over);
+        let make_room = registry.must_make_room(key.database, first.priority, stint_over);
         let leaving =
             pool::find(registry.slots, self.ticket).is_none_or(|slot| slot.payload.leaving);
         if stale || make_room || leaving {
-            self.hand_over(&mut registry, candidate.priority);
+            self.hand_over(&mut registry, first.priority);
             return Ok(Permission::Leave);
         }
-        let better_has_come = registry.demand(self.key).is_some_and(|demand| {
-            demand.bumps != self.bumps && demand.priority < candidate.priority
-        });
-        if better_has_come {
-            return Ok(Permission::LookAgain);
-        }
+        let Some(candidate) = registry.next_task(self.ticket, key, configuration, now) else {
+            return Ok(Permission::Nothing);
+        };
+        let rules = configuration.rules(candidate.topic);
         let beginning = Beginning {
             task: candidate.id,
             relation: store.relation(),
             attempt: candidate.attempt.wrapping_add(1),
             topic: candidate.topic,
-            rules: *rules,
+            rules,
             suspect: candidate.interruptions > 0,
         };
         match registry.begin_task(self.ticket, &beginning, now) {
             Begun::Yes => {}
-            Begun::TopicWaits => return Ok(Permission::TopicWaits),
+            Begun::TopicWaits => {
+                registry.arrive(key, candidate.place());
+                return Ok(Permission::LookAgain);
+            }
             Begun::LimitReached => {
                 // it was lowered, or is taken up by what others have left
+                registry.arrive(key, candidate.place());
                 self.hand_over(&mut registry, candidate.priority);
                 return Ok(Permission::Leave);
             }
         }
-        self.leave_to_others(&mut registry, now);
-        Ok(Permission::Granted)
+        self.sight = sight;
+        self.leave_to_others(&mut registry, configuration, now);
+        Ok(Permission::Granted(candidate, rules))
     }
 
     /// What this worker leaves undone while it runs a task, for hours maybe, is others'.
-    fn leave_to_others(&self, registry: &mut Registry, now: i64) {
-        let more = self.batch_is_full || self.others_could_help(registry, now);
+    fn leave_to_others(&self, registry: &mut Registry, configuration: &Configuration, now: i64) {
+        let Sight {
+            next_due,
+            blocked,
+            more,
+            ..
+        } = self.sight;
+        let more = more || registry.others_could_help(self.key, configuration, now);
         let missed = self.has_missed(registry);
+        let known = registry.has_ready(self.key);
         let Some(demand) = registry.demand(self.key) else {
             return;
         };
@@ -387,14 +338,14 @@ impl Worker {
             if std::mem::replace(&mut demand.more, true) {
                 return;
             }
-        } else if self.next_due != UNTIL_TOLD || self.blocked || !self.candidates.is_empty() {
+        } else if next_due != UNTIL_TOLD || blocked || known {
             // what this worker knows beside what others of the role have found
             demand.due = if demand.due > now {
-                demand.due.min(self.next_due)
+                demand.due.min(next_due)
             } else {
-                self.next_due
+                next_due
             };
-            demand.blocked |= self.blocked || !self.candidates.is_empty();
+            demand.blocked |= blocked || known;
             demand.more = true;
         } else {
             return;
@@ -402,28 +353,9 @@ impl Worker {
         registry.wake_launcher();
     }
 
-    /// Whether one of the tasks that this worker knows could start now in another.
-    fn others_could_help(&self, registry: &mut Registry, now: i64) -> bool {
-        let mut known = None;
-        self.candidates.iter().any(|Waiting { candidate, rules }| {
-            // most often the next one's topic is the same
-            if known == Some(candidate.topic) {
-                return false;
-            }
-            known = Some(candidate.topic);
-            // the limit of all is the launcher's business: others may make room
-            !rules.limited
-                || matches!(
-                    registry.may_start(self.key.database, candidate.topic, *rules, 0, now),
-                    MayStart::Yes(_)
-                )
-        })
-    }
-
     /// Leaves its role's work to another worker, behind all who wait already.
     fn hand_over(&self, registry: &mut Registry, priority: i32) {
-        registry.add_demand(self.key, priority);
-        registry.requeue(self.key);
+        registry.hand_over(self.key, priority);
         if let Some(slot) = pool::find(registry.slots, self.ticket) {
             slot.payload.leaving = true;
         }
@@ -496,7 +428,10 @@ impl Worker {
                 store.close_waiting(&row, State::Cancelled, None)?;
             }
         }
-        transaction.commit()
+        transaction.commit()?;
+        // it may run again
+        registry::lock()?.arrive(self.key, task.row.place());
+        Ok(())
     }
 
     /// Waits for work, unless some has come meanwhile, or leaves.
@@ -538,16 +473,16 @@ impl Worker {
 
     /// Whether something has come, or what tasks waited for has happened, since the last look.
     fn has_missed(&self, registry: &mut Registry) -> bool {
-        self.blocked && registry.header.ends != self.ends
+        self.sight.blocked && registry.header.ends != self.sight.ends
             || registry
                 .demand(self.key)
-                .is_some_and(|demand| demand.bumps != self.bumps)
+                .is_some_and(|demand| demand.bumps != self.sight.bumps)
     }
 
     /// There is nothing to do now: says when there will be, or takes the demand away.
     fn note_next_work(&self, registry: &mut Registry) {
         let key = self.key;
-        if self.next_due == UNTIL_TOLD && !self.blocked {
+        if self.sight.next_due == UNTIL_TOLD && !self.sight.blocked {
             registry.remove_demands(|demand| demand.key == key);
             return;
         }
@@ -555,8 +490,8 @@ impl Worker {
             registry.add_demand(key, i32::MAX);
         }
         if let Some(demand) = registry.demand(key) {
-            demand.due = self.next_due;
-            demand.blocked = self.blocked;
+            demand.due = self.sight.next_due;
+            demand.blocked = self.sight.blocked;
             // nobody may be idle any more by then
             demand.more = true;
         }

@@ -1,0 +1,379 @@
+//! The tasks of one role that are about to run, in order. One of the role's workers finds them in the table, and all of
+//! its workers take from them: so they neither look twice nor meet at the same row, and the order is one.
+//!
+//! It is a hint: what is taken is claimed in the table only if it still is as it was seen there.
+//!
+//! Besides, it remembers how far the queue is done with, so that a look begins there and not at its head: the
+//! index entries of tasks that have run are there as long as anybody has an old snapshot.
+
+/// Most tasks that one look brings.
+pub const MOST: usize = 512;
+
+/// Where a task stands in its queue: lower runs first.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[repr(C)]
+pub struct Place {
+    /// Its priority.
+    pub priority: i32,
+    /// Its id.
+    pub id: i64,
+}
+
+impl Place {
+    /// Before all.
+    pub const FIRST: Self = Self {
+        priority: i32::MIN,
+        id: i64::MIN,
+    };
+    /// After all.
+    const LAST: Self = Self {
+        priority: i32::MAX,
+        id: i64::MAX,
+    };
+}
+
+/// What has a place in a queue.
+pub trait Queued: Copy {
+    /// Its place.
+    fn place(&self) -> Place;
+}
+
+/// What a look has to be compared with, when it is over, to know whether it missed something.
+#[derive(Clone, Copy, Debug)]
+pub struct Look {
+    fills: u64,
+    takes: u64,
+    arrivals: u64,
+    /// The look may begin here: nothing that could start stands before it.
+    pub from: Place,
+}
+
+/// Tasks in the order of their places. In shared memory, under a lock of its owner's.
+#[repr(C)]
+pub struct Ready<T> {
+    /// Counts the looks that brought something.
+    fills: u64,
+    /// Counts what was taken.
+    takes: u64,
+    /// Counts what has come.
+    arrivals: u64,
+    /// The place of what was taken last.
+    taken: Place,
+    /// Nothing that could start stands before this.
+    floor: Place,
+    /// The first of what has come since a look that nothing came during.
+    low: Place,
+    /// What is here is all that could start, up to the last of it.
+    complete: bool,
+    first: u32,
+    end: u32,
+    tasks: [T; MOST],
+}
+
+impl<T: Queued> Ready<T> {
+    /// Without any tasks; `filler` stands in the unused places.
+    pub const fn new(filler: T) -> Self {
+        Self {
+            fills: 0,
+            takes: 0,
+            arrivals: 0,
+            taken: Place::FIRST,
+            floor: Place::FIRST,
+            low: Place::LAST,
+            complete: false,
+            first: 0,
+            end: 0,
+            tasks: [filler; MOST],
+        }
+    }
+
+    /// The tasks, in order.
+    pub fn tasks(&self) -> &[T] {
+        &self.tasks[self.first as usize..self.end as usize]
+    }
+
+    /// Begins a look into the table.
+    pub fn begin_look(&self) -> Look {
+        Look {
+            fills: self.fills,
+            takes: self.takes,
+            arrivals: self.arrivals,
+            from: self.floor,
+        }
+    }
+
+    /// Ends it: these tasks were found, sorted; those beyond [`MOST`] are forgotten. `complete` says that no others could start which
+    /// stand before the last of them (or at all, if there is none). False if another look was faster, so that it is to be forgotten, or if some
+    /// of them may have been taken meanwhile, so that it says nothing about what else there is.
+    pub fn end_look(&mut self, look: Look, found: &[T], complete: bool) -> bool {
+        if self.fills != look.fills && !self.tasks().is_empty() {
+            return false;
+        }
+        let overlapped = self.takes != look.takes;
+        self.fills += 1;
+        self.first = 0;
+        self.end = 0;
+        for task in found.iter().take(MOST) {
+            // most are taken in order: it is likely one of those
+            if !overlapped || task.place() > self.taken {
+                self.tasks[self.end as usize] = *task;
+                self.end += 1;
+            }
+        }
+        self.complete = complete && !overlapped;
+        if self.arrivals == look.arrivals {
+            self.low = Place::LAST;
+        }
+        self.floor = match (self.complete, self.tasks().first()) {
+            (true, Some(task)) => task.place().min(self.low),
+            (true, None) => look.from.min(self.low),
+            (false, _) => Place::FIRST,
+        };
+        !overlapped
+    }
+
+    /// Takes the task at this index of [`tasks`](Self::tasks): 0, unless those before it may not start.
+    pub fn take(&mut self, index: usize) -> Option<T> {
+        if index >= self.tasks().len() {
+            return None;
+        }
+        let (first, i) = (self.first as usize, self.first as usize + index);
+        let task = self.tasks[i];
+        self.tasks.copy_within(first..i, first + 1);
+        self.first += 1;
+        self.takes += 1;
+        self.taken = task.place();
+        if index > 0 {
+            self.complete = false;
+            self.floor = Place::FIRST;
+        } else if self.complete {
+            self.floor = self.taken.min(self.low);
+        }
+        Some(task)
+    }
+
+    /// A task has come (again) that may stand before those that are known.
+    pub fn arrive(&mut self, place: Place) {
+        self.arrivals += 1;
+        self.low = self.low.min(place);
+        self.floor = self.floor.min(place);
+    }
+
+    /// Forgets the tasks for which `gone` holds: they wait in the table.
+    pub fn forget(&mut self, gone: impl Fn(&T) -> bool) {
+        let mut end = self.first as usize;
+        for i in self.first as usize..self.end as usize {
+            if !gone(&self.tasks[i]) {
+                self.tasks[end] = self.tasks[i];
+                end += 1;
+            }
+        }
+        self.end = u32::try_from(end).unwrap_or(0);
+        self.complete = false;
+        self.floor = Place::FIRST;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeSet;
+
+    impl Queued for (i32, i64) {
+        fn place(&self) -> Place {
+            Place {
+                priority: self.0,
+                id: self.1,
+            }
+        }
+    }
+
+    type Task = (i32, i64);
+
+    fn ready() -> Ready<Task> {
+        Ready::new((0, 0))
+    }
+
+    fn take(ready: &mut Ready<Task>) -> Option<Task> {
+        ready.take(0)
+    }
+
+    fn fill(ready: &mut Ready<Task>, found: &[Task]) -> bool {
+        let look = ready.begin_look();
+        ready.end_look(look, found, true)
+    }
+
+    #[test]
+    fn tasks_are_taken_in_order_and_once() {
+        let mut ready = ready();
+        assert!(fill(&mut ready, &[(1, 5), (2, 1), (2, 3)]));
+        assert_eq!(take(&mut ready), Some((1, 5)));
+        assert_eq!(ready.tasks(), [(2, 1), (2, 3)]);
+        assert_eq!(take(&mut ready), Some((2, 1)));
+        assert_eq!(take(&mut ready), Some((2, 3)));
+        assert_eq!(take(&mut ready), None);
+    }
+
+    #[test]
+    fn what_may_not_start_stays_and_does_not_block() {
+        let mut ready = ready();
+        fill(&mut ready, &[(1, 5), (1, 6), (2, 1)]);
+        assert_eq!(ready.take(2), Some((2, 1)));
+        assert_eq!(ready.take(2), None);
+        assert_eq!(ready.tasks(), [(1, 5), (1, 6)]);
+        assert_eq!(ready.begin_look().from, Place::FIRST);
+    }
+
+    #[test]
+    fn a_look_begins_where_the_last_one_was_taken() {
+        let mut ready = ready();
+        fill(&mut ready, &[(1, 5), (1, 7)]);
+        take(&mut ready);
+        take(&mut ready);
+        assert_eq!(ready.begin_look().from, (1, 7).place());
+        assert!(fill(&mut ready, &[]));
+        assert_eq!(ready.begin_look().from, (1, 7).place());
+    }
+
+    #[test]
+    fn what_comes_is_not_passed_over() {
+        let mut ready = ready();
+        fill(&mut ready, &[(1, 5), (1, 7)]);
+        take(&mut ready);
+        ready.arrive((1, 2).place());
+        assert_eq!(ready.begin_look().from, (1, 2).place());
+        take(&mut ready);
+        assert_eq!(ready.begin_look().from, (1, 2).place());
+        // during a look that has not seen it
+        fill(&mut ready, &[(1, 2)]);
+        take(&mut ready);
+        let look = ready.begin_look();
+        ready.arrive((0, 9).place());
+        ready.end_look(look, &[(1, 8)], true);
+        take(&mut ready);
+        assert_eq!(ready.begin_look().from, (0, 9).place());
+    }
+
+    #[test]
+    fn a_look_that_saw_only_part_of_what_could_start_promises_nothing() {
+        let mut ready = ready();
+        let look = ready.begin_look();
+        assert!(ready.end_look(look, &[(1, 5)], false));
+        take(&mut ready);
+        assert_eq!(ready.begin_look().from, Place::FIRST);
+        fill(&mut ready, &[(1, 6), (1, 7)]);
+        ready.forget(|task| task.1 == 6);
+        assert_eq!(take(&mut ready), Some((1, 7)));
+        assert_eq!(ready.begin_look().from, Place::FIRST);
+    }
+
+    #[test]
+    fn the_slower_of_two_looks_is_forgotten() {
+        let mut ready = ready();
+        let (slow, fast) = (ready.begin_look(), ready.begin_look());
+        assert!(ready.end_look(fast, &[(1, 1), (1, 2)], true));
+        take(&mut ready);
+        assert!(!ready.end_look(slow, &[(1, 1), (1, 2)], true));
+        assert_eq!(ready.tasks(), [(1, 2)]);
+        take(&mut ready);
+        // nothing is left: what was taken since it began is not to be taken again
+        assert!(!ready.end_look(slow, &[(1, 1), (1, 2), (1, 3)], true));
+        assert_eq!(ready.tasks(), [(1, 3)]);
+    }
+
+    /// What may happen.
+    #[derive(Clone, Debug)]
+    enum Event {
+        Enqueue(i32),
+        /// Begins and ends; in between these happen.
+        Look(usize, Vec<Event>),
+        Take,
+        /// The first is skipped, because its topic is full.
+        TakeSecond,
+        /// What was taken could not be claimed, or failed and is to run again.
+        Return,
+    }
+
+    fn event() -> impl Strategy<Value = Event> {
+        let simple = prop_oneof![
+            3 => (0..3).prop_map(Event::Enqueue),
+            4 => Just(Event::Take),
+            1 => Just(Event::TakeSecond),
+            1 => Just(Event::Return),
+        ];
+        let inner = prop::collection::vec(simple.clone(), 0..5);
+        prop_oneof![3 => simple, 2 => (1..5_usize, inner).prop_map(|(most, inside)| Event::Look(most, inside))]
+    }
+
+    #[derive(Default)]
+    struct Table {
+        open: BTreeSet<Task>,
+        taken: Vec<Task>,
+        next: i64,
+    }
+
+    fn happen(event: &Event, ready: &mut Ready<Task>, table: &mut Table) {
+        match event {
+            Event::Enqueue(priority) => {
+                table.next += 1;
+                table.open.insert((*priority, table.next));
+                ready.arrive((*priority, table.next).place());
+            }
+            Event::Take => {
+                if let Some(task) = take(ready)
+                    && table.open.remove(&task)
+                {
+                    table.taken.push(task);
+                }
+            }
+            Event::TakeSecond => {
+                if let Some(task) = ready.take(1)
+                    && table.open.remove(&task)
+                {
+                    table.taken.push(task);
+                }
+            }
+            Event::Return => {
+                if let Some(task) = table.taken.pop() {
+                    table.open.insert(task);
+                    ready.arrive(task.place());
+                }
+            }
+            Event::Look(most, inside) => {
+                let look = ready.begin_look();
+                let from = look.from;
+                let found: Vec<Task> = table
+                    .open
+                    .iter()
+                    .filter(|task| task.place() >= from)
+                    .take(*most)
+                    .copied()
+                    .collect();
+                for event in inside {
+                    happen(event, ready, table);
+                }
+                ready.end_look(look, &found, true);
+            }
+        }
+    }
+
+    proptest! {
+        /// Whatever happens, nothing that is open is passed over for good: a look that finds nothing more to bring has left nothing.
+        #[test]
+        fn nothing_is_lost(events in prop::collection::vec(event(), 0..60)) {
+            let (mut ready, mut table) = (ready(), Table::default());
+            for event in &events {
+                happen(event, &mut ready, &mut table);
+                prop_assert!(ready.tasks().is_sorted());
+            }
+            for _ in 0..200 {
+                while !ready.tasks().is_empty() {
+                    happen(&Event::Take, &mut ready, &mut table);
+                }
+                happen(&Event::Look(4, Vec::new()), &mut ready, &mut table);
+            }
+            prop_assert_eq!(table.open.len(), 0, "{:?}", table.open);
+        }
+    }
+}
