@@ -121,6 +121,25 @@ pub fn set_for_session(name: &'static CStr, value: &[u8]) -> Result<()> {
     })
 }
 
+/// Sets what a setting is by default in this session: its value now, and again after a RESET. A value that the session was given by `SET`
+/// stays in force until then.
+///
+/// # Errors
+/// The value is refused.
+pub fn set_default(name: &'static CStr, value: &[u8]) -> Result<()> {
+    let value = c_string(value);
+    let text = value.as_ptr();
+    // SAFETY: terminated strings that outlive the call.
+    guard(|| unsafe {
+        pg_sys::SetConfigOption(
+            name.as_ptr(),
+            text,
+            pg_sys::PGC_USERSET,
+            pg_sys::PGC_S_OVERRIDE,
+        )
+    })
+}
+
 /// Reads the configuration file again (`ProcessConfigFile`): for a main loop, never for a signal handler.
 ///
 /// # Errors

@@ -9,6 +9,12 @@ pub fn hold_cancels() {
     unsafe { pg_sys::QueryCancelHoldoffCount = 1 };
 }
 
+/// Whether the next round of a main loop has something to do first: to exit, or to read the configuration again.
+pub fn wants_turn() -> bool {
+    // SAFETY: reads flags.
+    unsafe { pg_sys::pgbq_wants_turn() }
+}
+
 /// Lets cancels in again.
 pub fn allow_cancels() {
     // SAFETY: as above.

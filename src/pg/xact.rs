@@ -111,6 +111,12 @@ pub fn require_writable(command: &'static std::ffi::CStr) -> Result<()> {
     guard(|| unsafe { pg_sys::PreventCommandIfParallelMode(name) })
 }
 
+/// Whether the current transaction is READ COMMITTED (or less, which is the same).
+pub fn is_read_committed() -> bool {
+    // SAFETY: reads a variable.
+    unsafe { pg_sys::XactIsoLevel <= pg_sys::XACT_READ_COMMITTED as i32 }
+}
+
 /// When the current transaction began: what `now()` says in it.
 pub fn start_timestamp() -> super::time::TimestampTz {
     // SAFETY: reads a variable.

@@ -183,25 +183,25 @@ impl Keeper {
                 .collect()
         };
         for (ticket, work) in orphans {
-            let Work {
-                task,
-                attempt,
-                relation,
-                ..
-            } = work;
             if control::postmaster_is_stopping() {
                 return Ok(());
             }
             let transaction = Transaction::begin(Durability::Flushed)?;
             let store = Store::require()?;
-            let row = store.find(task)?.filter(|row| {
-                store.relation() == relation
-                    && row.state == State::Running
-                    && row.attempt == attempt
-            });
-            if let Some(row) = row {
-                let cancelled = registry::lock()?.is_cancelled(ticket);
-                process::attempt_failed(&store, &row, &terminated_error(), cancelled)?;
+            let tasks = [
+                (work.task, work.attempt),
+                (work.next.task, work.next.attempt),
+            ];
+            for (task, attempt) in tasks.into_iter().filter(|&(task, _)| task != 0) {
+                let row = store.find(task)?.filter(|row| {
+                    store.relation() == work.relation
+                        && row.state == State::Running
+                        && row.attempt == attempt
+                });
+                if let Some(row) = row {
+                    let cancelled = registry::lock()?.is_cancelled(ticket, task);
+                    process::attempt_failed(&store, &row, &terminated_error(), cancelled)?;
+                }
             }
             transaction.commit()?;
             let mut registry = registry::lock()?;

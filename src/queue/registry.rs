@@ -94,10 +94,36 @@ pub struct Work {
     pub attempt: i32,
     /// The task's table.
     pub relation: Oid,
+    /// The task that it goes on with, claimed in the transaction in which the first one finishes.
+    pub next: NextTask,
     /// Since when it does what it does.
     pub changed: TimestampTz,
     /// Tasks that it has ended.
     pub done: u64,
+}
+
+/// See [`Work::next`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(C)]
+pub struct NextTask {
+    /// The task; 0 is none.
+    pub task: i64,
+    /// Its topic.
+    pub topic: TopicId,
+    /// The attempt of it.
+    pub attempt: i32,
+    /// It was cancelled.
+    pub cancelled: bool,
+}
+
+impl NextTask {
+    /// None.
+    pub const NONE: Self = Self {
+        task: 0,
+        topic: TopicId::NONE,
+        attempt: 0,
+        cancelled: false,
+    };
 }
 
 /// A slot of ours.
@@ -460,6 +486,7 @@ impl Work {
             topic: TopicId::NONE,
             attempt: 0,
             relation: 0,
+            next: NextTask::NONE,
             changed: 0,
             done: 0,
         }
@@ -687,8 +714,12 @@ impl Registry {
             !(others_turn && task.interruptions > 0)
                 && (!rules.limited || registry.has_room(key, task.topic, rules, 1, now))
         })?;
+        self.take_known(key, i)
+    }
+
+    fn take_known(&mut self, key: Key, index: usize) -> Option<Candidate> {
         let shelf = self.shelf(key)?;
-        let candidate = shelf.ready.take(i)?;
+        let candidate = shelf.ready.take(index)?;
         if candidate.last_known {
             shelf.ready.forget(|_| true);
         }
@@ -917,7 +948,7 @@ impl Registry {
             slot.state != SlotState::Free
                 && slot.key.database == database
                 && slot.payload.relation == relation
-                && slot.payload.task == task
+                && (slot.payload.task == task || slot.payload.next.task == task)
         })
     }
 
@@ -945,17 +976,7 @@ impl Registry {
         wanted: usize,
         now: TimestampTz,
     ) -> MayStart {
-        let running = self
-            .slots
-            .iter()
-            .filter(|slot| {
-                slot.state != SlotState::Free
-                    && slot.payload.task != 0
-                    && slot.key.database == database
-                    && slot.payload.topic == topic
-            })
-            .count();
-        let free = rules.limit.saturating_sub(running);
+        let free = rules.limit.saturating_sub(self.running_of(database, topic));
         if rules.delay > 0 {
             // as many slots as the topic has now: the limit may have been lowered
             self.trim_waits(database, topic, free);
@@ -993,6 +1014,21 @@ impl Registry {
         } else {
             MayStart::NotBefore(next)
         }
+    }
+
+    /// Places of a topic that are taken. A worker that goes on with another task of the same topic needs no second one.
+    fn running_of(&self, database: Oid, topic: TopicId) -> usize {
+        let takes = |work: &Work| {
+            work.task != 0 && work.topic == topic || work.next.task != 0 && work.next.topic == topic
+        };
+        self.slots
+            .iter()
+            .filter(|slot| {
+                slot.state != SlotState::Free
+                    && slot.key.database == database
+                    && takes(&slot.payload)
+            })
+            .count()
     }
 
     fn waits(&mut self) -> &mut [Wait] {
@@ -1137,34 +1173,117 @@ impl Registry {
         true
     }
 
-    /// Gives that place back. True if the launcher must be woken: somebody has waited for it.
+    /// Takes the task that the worker of this ticket is to go on with when the one that it runs has finished: a known one that may have
+    /// the place of that, or a free one of its topic. Only where nobody else has to be asked, or waits for such a place.
+    pub fn begin_next(
+        &mut self,
+        ticket: Ticket,
+        sight: &Sight,
+        configuration: &Configuration,
+        now: TimestampTz,
+    ) -> Option<Candidate> {
+        let slot = pool::find(self.slots, ticket)?;
+        let (key, work) = (slot.key, slot.payload);
+        let header = &self.header;
+        let others_wait = header.surplus > 0 || header.room > 0 || header.better != (0, 0);
+        let (unclean, booted) = (header.unclean, header.booted);
+        if work.leaving || work.cancelled || work.suspect || others_wait {
+            return None;
+        }
+        if self.running() > self.header.limit as usize {
+            return None;
+        }
+        let first = *self.shelf(key)?.ready.tasks().first()?;
+        if self.must_look_again(key, sight, first.priority, now) {
+            return None;
+        }
+        let others_blocked = self.demands().iter().any(|demand| {
+            demand.blocked && demand.key != key && demand.key.database == key.database
+        });
+        let i = self.first_known(key, |registry, task| {
+            let rules = configuration.rules(task.topic);
+            let room = if task.topic == work.topic {
+                registry.running_of(key.database, task.topic) <= rules.limit
+            } else {
+                registry.has_room(key, task.topic, rules, 0, now)
+            };
+            task.interruptions == 0
+                && !(unclean && task.joined_at < booted)
+                && (!rules.limited || rules.delay == 0 && !others_blocked && room)
+        })?;
+        let candidate = self.take_known(key, i)?;
+        if let Some(slot) = pool::find(self.slots, ticket) {
+            slot.payload.next = NextTask {
+                task: candidate.id,
+                topic: candidate.topic,
+                attempt: candidate.attempt.wrapping_add(1),
+                cancelled: false,
+            };
+        }
+        Some(candidate)
+    }
+
+    /// The worker of this ticket does not go on with the task that it has taken for that.
+    pub fn drop_next(&mut self, ticket: Ticket, place: Place) {
+        if let Some(slot) = pool::find(self.slots, ticket) {
+            slot.payload.next = NextTask::NONE;
+            let key = slot.key;
+            self.arrive(key, place);
+        }
+    }
+
+    /// Gives the place of a task back, or to the one that the worker goes on with. True if the launcher must be woken: somebody has
+    /// waited for it.
     pub fn end_task(&mut self, ticket: Ticket, has_run: bool) -> bool {
         let Some(slot) = pool::find(self.slots, ticket) else {
             return false;
         };
-        let suspect = slot.payload.suspect;
+        let Work {
+            suspect,
+            topic,
+            next,
+            done,
+            ..
+        } = slot.payload;
         let database = slot.key.database;
         slot.payload = Work {
-            task: 0,
-            topic: TopicId::NONE,
+            task: next.task,
+            topic: next.topic,
+            attempt: next.attempt,
+            cancelled: next.cancelled,
+            ending: false,
             suspect: false,
-            done: slot.payload.done + u64::from(has_run),
+            next: NextTask::NONE,
+            done: done + u64::from(has_run),
             changed: time::now(),
             ..slot.payload
         };
+        if next.task != 0 && next.topic == topic {
+            return false;
+        }
         self.unblock((!suspect).then_some(database))
     }
 
     /// Cancels the task that a worker runs: interrupts it, while the lock keeps it from going on to another.
     pub fn cancel(&mut self, database: Oid, relation: Oid, task: i64, attempt: i32) -> Cancelled {
         let found = self.slots.iter_mut().find(|slot| {
+            let Work {
+                task: first,
+                attempt: its,
+                next,
+                ..
+            } = slot.payload;
             slot.state != SlotState::Free
                 && slot.key.database == database
                 && slot.payload.relation == relation
-                && slot.payload.task == task
-                && slot.payload.attempt == attempt
+                && ((first, its) == (task, attempt) || (next.task, next.attempt) == (task, attempt))
         });
         match found {
+            // it is told when it begins it
+            Some(slot) if slot.payload.next.task == task => {
+                slot.payload.next.cancelled = true;
+                Cancelled::Yes
+            }
             // its keeper will see it
             Some(slot) if slot.state == SlotState::Orphaned => {
                 slot.payload.cancelled = true;
@@ -1180,9 +1299,17 @@ impl Registry {
         }
     }
 
-    /// Whether the task of the worker of this ticket was cancelled.
-    pub fn is_cancelled(&mut self, ticket: Ticket) -> bool {
-        pool::find(self.slots, ticket).is_some_and(|slot| slot.payload.cancelled)
+    /// Whether a task of the worker of this ticket was cancelled.
+    pub fn is_cancelled(&mut self, ticket: Ticket, task: i64) -> bool {
+        pool::find(self.slots, ticket).is_some_and(|slot| {
+            let Work {
+                task: first,
+                cancelled,
+                next,
+                ..
+            } = slot.payload;
+            first == task && cancelled || next.task == task && next.cancelled
+        })
     }
 
     /// The task of the worker of this ticket has failed, and its row is marked; true if that is because it was cancelled.

@@ -1,5 +1,7 @@
 //! A worker: runs the tasks of one role in one database, one after the other.
 
+use std::rc::Rc;
+
 use super::look::{self, Answer, Question};
 use super::registry::{self, Beginning, Begun, Key, Registry, Sight, UNTIL_TOLD};
 use super::store::{Candidate, State, Store, Task};
@@ -16,7 +18,7 @@ use crate::pg::mem::MemoryContext;
 use crate::pg::session::{self, Activity};
 use crate::pg::table::Updated;
 use crate::pg::time;
-use crate::pg::xact::{Durability, Transaction};
+use crate::pg::xact::{self, Durability, Transaction};
 use crate::pg::{Error, Result, catalog, guc, interrupt, latch, sqlstate, statement};
 
 /// Tasks after which a worker makes room for a fresh process: whatever leaks in a session leaks no further.
@@ -38,6 +40,9 @@ pub fn main(argument: Datum) -> Result<()> {
         Session::Role(key.database, key.role),
         c"pg_background_queue",
     )?;
+    // what ALTER ROLE … SET may have made of the session at its login: an error is the task's end, not the process's
+    guc::set_default(c"exit_on_error", b"off")?;
+    guc::set_default(c"role", b"none")?;
     let fingerprint = watch_session(key)?;
     process::connected(ticket)?;
     session::report_activity(Activity::Idle)?;
@@ -49,12 +54,14 @@ pub fn main(argument: Datum) -> Result<()> {
         generation,
         fingerprint,
         stale: false,
-        memory: MemoryContext::new("pg_background_queue errors")?,
+        memory: Rc::new(MemoryContext::new("pg_background_queue errors")?),
         sight: Sight::NOTHING,
         held_rows: Vec::new(),
         done: 0,
         since: time::now(),
         idle_since: None,
+        claimed: None,
+        search_path: Vec::new(),
     };
     worker.announce()?;
     bgworker::run(&context, &mut worker);
@@ -71,7 +78,7 @@ struct Worker {
     /// They have changed.
     stale: bool,
     /// For errors, which outlive the transaction that raised them.
-    memory: MemoryContext,
+    memory: Rc<MemoryContext>,
     /// What its last look into the table has seen.
     sight: Sight,
     /// Tasks whose rows somebody else holds, and until when they are left alone.
@@ -81,6 +88,17 @@ struct Worker {
     since: i64,
     /// Since when it has had nothing to do.
     idle_since: Option<i64>,
+    /// The task that was claimed together with the end of the last one.
+    claimed: Option<Claimed>,
+    /// The search_path that the session has by default: that of the last task.
+    search_path: Vec<u8>,
+}
+
+/// A claimed task.
+struct Claimed {
+    task: Task,
+    store: Store,
+    rules: Rules,
 }
 
 /// What the registry says before a task is begun.
@@ -101,6 +119,10 @@ impl MainLoop for Worker {
         if bgworker::turn()? {
             // other tasks may start now
             registry::lock()?.forget_ready(self.key);
+        }
+        if let Some(claimed) = self.claimed.take() {
+            self.run(claimed)?;
+            return Ok(Next::Again);
         }
         if registry::lock()?.has_ready(self.key)
             && let Some(next) = self.attempt()?
@@ -225,19 +247,31 @@ impl Worker {
         };
         let claimed = store.claim(&candidate, self.key.role)?;
         transaction.commit()?;
-        let has_run = claimed.is_ok();
+        self.idle_since = None;
         match claimed {
             // An error that is not the task's leaves the slot as it is: this process ends, and the orphan is a keeper's.
-            Ok(task) => self.run(&store, &task, &rules)?,
-            Err(Updated::Locked) => {
-                self.held_rows
-                    .push((candidate.id, time::now() + LOCKED_ROW_MICROSECONDS));
-                registry::lock()?.arrive(self.key, candidate.place());
+            Ok(task) => self.run(Claimed { task, store, rules })?,
+            Err(why) => {
+                if why == Updated::Locked {
+                    self.leave_alone(&candidate)?;
+                }
+                // else somebody else was faster
+                self.end_task(false)?;
             }
-            // somebody else was faster
-            Err(_) => {}
         }
-        self.idle_since = None;
+        Ok(Some(Next::Again))
+    }
+
+    /// Somebody holds the task's row: for a while it is passed over.
+    fn leave_alone(&mut self, candidate: &Candidate) -> Result<()> {
+        self.held_rows
+            .push((candidate.id, time::now() + LOCKED_ROW_MICROSECONDS));
+        registry::lock()?.arrive(self.key, candidate.place());
+        Ok(())
+    }
+
+    /// The task that this worker had is over.
+    fn end_task(&self, has_run: bool) -> Result<()> {
         let mut registry = registry::lock()?;
         if let Some(demand) = registry.demand(self.key) {
             demand.failures = 0;
@@ -245,7 +279,7 @@ impl Worker {
         if registry.end_task(self.ticket, has_run) {
             registry.wake_launcher();
         }
-        Ok(Some(Next::Again))
+        Ok(())
     }
 
     /// The claim may be lost in a crash (the task is then still pending), unless that would hide a task that
@@ -365,10 +399,14 @@ impl Worker {
     ///
     /// # Errors
     /// What is not the task's: its row cannot be written.
-    fn run(&mut self, store: &Store, task: &Task, rules: &Rules) -> Result<()> {
+    fn run(&mut self, claimed: Claimed) -> Result<()> {
+        let task = &claimed.task;
         let mut at_the_mark = false;
-        let result = self.execute(store, task, rules, &mut at_the_mark);
-        if let Err(error) = result {
+        if let Err(error) = self.execute(&claimed, &mut at_the_mark) {
+            if let Some(next) = self.claimed.take() {
+                // its claim was rolled back with all the rest
+                registry::lock()?.drop_next(self.ticket, next.task.row.place());
+            }
             // a conflict over the queue's own row is none of the task's doing
             let blameless = at_the_mark && error.sqlstate() == sqlstate::SERIALIZATION_FAILURE;
             self.record_failure(task, &error, blameless)?;
@@ -377,36 +415,87 @@ impl Worker {
         let transaction = Transaction::begin(Durability::Asynchronous)?;
         session::reset()?;
         transaction.commit()?;
-        guc::set_for_session(c"application_name", b"pg_background_queue")?;
-        session::report_activity(Activity::Idle)?;
+        self.end_task(true)?;
+        if self.claimed.is_none() {
+            guc::set_default(c"application_name", b"pg_background_queue")?;
+            session::report_activity(Activity::Idle)?;
+        }
         session::report_statistics(false)
     }
 
     /// `at_the_mark` is set if it is the finish mark that fails.
-    fn execute(
-        &self,
-        store: &Store,
-        task: &Task,
-        rules: &Rules,
-        at_the_mark: &mut bool,
-    ) -> Result<()> {
+    fn execute(&mut self, claimed: &Claimed, at_the_mark: &mut bool) -> Result<()> {
+        let Claimed { task, store, rules } = claimed;
         let name = format!("pg_background_queue task {}", task.row.id);
-        guc::set_for_session(c"application_name", name.as_bytes())?;
-        // what ALTER ROLE … SET may have made of the session at its login: an error is the task's end, not the process's
-        guc::set_for_session(c"exit_on_error", b"off")?;
-        guc::set_for_session(c"role", b"none")?;
-        guc::set_for_session(c"search_path", &task.search_path)?;
+        guc::set_default(c"application_name", name.as_bytes())?;
+        if self.search_path != task.search_path {
+            guc::set_default(c"search_path", &task.search_path)?;
+            self.search_path.clone_from(&task.search_path);
+        }
         let timeout_ms = task.timeout_ms.unwrap_or(rules.timeout_ms);
+        let memory = Rc::clone(&self.memory);
+        if registry::lock()?.is_cancelled(self.ticket, task.row.id) {
+            // before it could be interrupted; or that was taken for a cancel of nothing
+            bgworker::interrupt(bgworker::my_pid());
+        }
         interrupt::allow_cancels();
-        let result = statement::run(&task.sql, &self.memory, timeout_ms, || {
-            store.finish(task).inspect_err(|_| *at_the_mark = true)
+        let result = statement::run(&task.sql, &memory, timeout_ms, || {
+            store.finish(task).inspect_err(|_| *at_the_mark = true)?;
+            self.claim_next(store).inspect_err(|_| *at_the_mark = true)
         });
         interrupt::hold_cancels();
         result
     }
 
+    /// Claims the task that comes next, if there is a plain one, in the transaction in which the last one finishes: one
+    /// commit is both.
+    fn claim_next(&mut self, store: &Store) -> Result<()> {
+        // what others have changed counts for the next task: then that begins as the first one did
+        let changed = MAY_BE_STALE.get() || interrupt::wants_turn();
+        if changed || !xact::is_read_committed() || self.done + 1 >= MOST_TASKS {
+            return Ok(());
+        }
+        let configuration = topics::configuration()?;
+        let candidate = {
+            let mut registry = registry::lock()?;
+            if self.stale || registry.header.generations.of(self.key) != self.generation {
+                return Ok(());
+            }
+            let Some(sight) = registry.shelf(self.key).map(|shelf| shelf.sight) else {
+                return Ok(());
+            };
+            let now = time::now();
+            let Some(next) = registry.begin_next(self.ticket, &sight, &configuration, now) else {
+                return Ok(());
+            };
+            self.sight = sight;
+            self.leave_to_others(&mut registry, &configuration, now);
+            next
+        };
+        match store.claim(&candidate, self.key.role) {
+            Ok(Ok(task)) => {
+                self.claimed = Some(Claimed {
+                    task,
+                    store: *store,
+                    rules: configuration.rules(candidate.topic),
+                });
+            }
+            Ok(Err(why)) => {
+                registry::lock()?.drop_next(self.ticket, candidate.place());
+                if why == Updated::Locked {
+                    self.leave_alone(&candidate)?;
+                }
+            }
+            Err(error) => {
+                registry::lock()?.drop_next(self.ticket, candidate.place());
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
     fn record_failure(&self, task: &Task, error: &Error, blameless: bool) -> Result<()> {
-        let cancelled = registry::lock()?.is_cancelled(self.ticket);
+        let cancelled = registry::lock()?.is_cancelled(self.ticket, task.row.id);
         let transaction = Transaction::begin(Durability::Session)?;
         // Only in the table in which it was claimed: after DROP and CREATE EXTENSION the id is another task's.
         if let Some(store) = Store::open()?.filter(|store| store.relation() == task.relation) {

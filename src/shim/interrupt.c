@@ -34,6 +34,13 @@ pgbq_serve(void)
 		ProcessCatchupInterrupt();
 }
 
+/* Whether the process is to exit or to read the configuration. */
+bool
+pgbq_wants_turn(void)
+{
+	return ConfigReloadPending || ProcDiePending;
+}
+
 /* Answers once per SIGHUP. */
 bool
 pgbq_config_reload_wanted(void)

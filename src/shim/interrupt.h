@@ -4,6 +4,7 @@
 
 extern void pgbq_serve(void);
 extern bool pgbq_config_reload_wanted(void);
+extern bool pgbq_wants_turn(void);
 extern int	pgbq_wait(long timeout_ms, uint32 wait_event);
 extern void pgbq_forget_cancel(void);
 extern void pgbq_abort(void);

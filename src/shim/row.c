@@ -494,6 +494,11 @@ again:
 
 		if (row_timeout_ms < 0)
 			continue;
+		if (row_timeout_ms == 0 && outcome == TM_WouldBlock)
+		{
+			result = PGBQ_ROW_LOCKED;
+			break;
+		}
 		if (deadline == 0)
 			deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), row_timeout_ms);
 		else if (GetCurrentTimestamp() >= deadline)

@@ -11,6 +11,7 @@
 #include <signal.h>
 
 #include "access/xact.h"
+#include "commands/trigger.h"
 #include "jit/jit.h"
 #include "miscadmin.h"
 #include "nodes/parsenodes.h"
@@ -238,8 +239,14 @@ run_statement(RawStmt *statement, const char *sql, MemoryContext tree_context)
 static void
 finish_transaction(Run *run, bool implicit_block)
 {
-	/* What follows is not the statements' own doing: no time limit of theirs applies. */
+	/*
+	 * Deferred constraints and triggers now, not after before_commit: they may take their time, and what is done there
+	 * shall be the last before the commit. As at a commit, no statement_timeout applies to them.
+	 */
 	stop_statement_timeout();
+	AfterTriggerFireDeferred();
+
+	/* What follows is not the statements' own doing: no time limit applies. */
 	stop_run_timeout();
 
 #ifdef XACT_FLAGS_NEEDIMMEDIATECOMMIT

@@ -151,7 +151,7 @@ pub fn connect(session: Session, application_name: &CStr) -> Result<()> {
     };
     // SAFETY: no pointers that are not null.
     guard(|| unsafe { pg_sys::BackgroundWorkerInitializeConnectionByOid(database, role, 0) })?;
-    guc::set_for_session(c"application_name", application_name.to_bytes())?;
+    guc::set_default(c"application_name", application_name.to_bytes())?;
     if database != super::INVALID_OID {
         let transaction = super::xact::Transaction::begin(super::xact::Durability::Session)?;
         let user = catalog::role_name(super::security::current_role())?.unwrap_or_default();
