@@ -691,3 +691,89 @@ fn the_log_says_which_databases_are_skipped() {
         "{log}"
     );
 }
+
+#[test]
+fn the_log_says_what_a_start_has_done_with_the_tasks_that_were_there() {
+    let mut server = server(2);
+    server.expect_crash();
+    let mut client = server.superuser();
+    lock_gate(&mut client);
+    for _ in 0..2 {
+        let id = enqueue(&mut client, GATE);
+        wait_shown(&mut client, id);
+    }
+    // The next crash is one too many for the first of them; and two tasks come from somewhere else.
+    run(
+        &mut client,
+        "UPDATE pg_background_tasks SET interruptions = 4 WHERE id = 1; \
+         INSERT INTO pg_background_tasks (sql_statement, role_oid, role_name, origin, search_path) \
+         SELECT 'SELECT 1', current_user::regrole, current_user, 'elsewhere/1', 'public' FROM generate_series(1, 2)",
+    );
+    let mark = server.log_mark();
+    server.kill9_all();
+    server.start();
+    let mut client = server.superuser();
+    wait_until("the task that is not given up to run", || {
+        states(&mut client) == "pending: 2, failed: 1, finished: 1"
+    });
+    for said in [
+        "2 tasks were cut off",
+        "1 of them are given up",
+        "2 tasks were enqueued elsewhere and are held",
+    ] {
+        wait_until(said, || server.log_since(mark).contains(said));
+        assert_eq!(server.log_since(mark).matches(said).count(), 1, "{said}");
+    }
+    // An orderly stop with nothing in the middle is not worth a line about tasks.
+    drop(client);
+    let mark = server.log_mark();
+    server.restart();
+    let mut client = server.superuser();
+    let id = enqueue(&mut client, "SELECT 1");
+    wait_state(&mut client, id, "finished");
+    let log = server.log_since(mark);
+    assert!(!log.contains("cut off"), "{log}");
+}
+
+#[test]
+fn the_log_says_that_nothing_runs_and_when_it_does_again() {
+    const CONFIG: &str = "pg_background_queue.topic_config";
+    const CORRECTED: &str = "topic_config was corrected, tasks run again";
+    let server = Server::builder().conf(CONFIG, "{").start();
+    let mut client = server.superuser();
+    wait_until("a warning with a hint", || {
+        let log = server.log();
+        log.contains("WARNING:  pg_background_queue: no tasks run")
+            && log.contains("HINT:  Correct the setting and reload the configuration.")
+    });
+    let id = enqueue(&mut client, "SELECT 1");
+    assert!(!server.log().contains(CORRECTED));
+    server.set_and_reload(CONFIG, "{}");
+    wait_state(&mut client, id, "finished");
+    server.set_and_reload(CONFIG, "");
+    let id = enqueue(&mut client, "SELECT 1");
+    wait_state(&mut client, id, "finished");
+    assert_eq!(server.log().matches(CORRECTED).count(), 1);
+}
+
+#[test]
+fn processes_that_wait_for_work_say_so() {
+    let server = server(1);
+    let mut client = server.superuser();
+    let id = enqueue(&mut client, "SELECT 1");
+    wait_state(&mut client, id, "finished");
+    // The event has a name of its own from 17 on.
+    wait_until("launcher and worker to wait", || {
+        let waiting: Vec<String> = client
+            .query(
+                "SELECT backend_type FROM pg_stat_activity WHERE backend_type LIKE 'pg_background_queue%' \
+                 AND wait_event_type = 'Extension' AND wait_event IS NOT NULL ORDER BY backend_type",
+                &[],
+            )
+            .expect("pg_stat_activity")
+            .iter()
+            .map(|row| row.get(0))
+            .collect();
+        waiting == ["pg_background_queue launcher", "pg_background_queue worker"]
+    });
+}

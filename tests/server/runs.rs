@@ -6,8 +6,9 @@ use std::time::{Duration, SystemTime};
 use postgres::Client;
 
 use crate::harness::{
-    Server, Task, create_role, enqueue, enqueue_topic, run, scalar, task, tasks, wait_all_closed,
-    wait_closed, wait_for, wait_state, wait_until, workers,
+    PATIENCE, Server, Task, create_role, enqueue, enqueue_topic, run, scalar, states, task, tasks,
+    wait_all_closed, wait_closed, wait_for, wait_for_launcher, wait_quiet, wait_state, wait_until,
+    worker_count, workers,
 };
 
 /// How long ago `earlier` was at `later`; nothing if the clock says that it came after.
@@ -845,4 +846,205 @@ fn vacuum_and_analyze_of_the_whole_database() {
     }
     let effects: i64 = scalar(&mut client, "SELECT count(*) FROM effects", &[]);
     assert_eq!(effects, 4);
+}
+
+/// What commits inside is not undone by the end of the server, and is done again.
+#[test]
+fn what_commits_inside_runs_again_from_its_beginning_when_it_is_cut_off() {
+    let mut server = Server::builder()
+        .conf("pg_background_queue.max_parallel_running_tasks_count", "2")
+        .conf("max_prepared_transactions", "1")
+        .start();
+    let mut client = server.superuser();
+    run(
+        &mut client,
+        "CREATE TABLE effects (n int); CREATE TABLE items (n int); \
+         CREATE PROCEDURE slow() LANGUAGE plpgsql AS $$ BEGIN \
+           INSERT INTO effects VALUES (1); COMMIT; PERFORM pg_advisory_xact_lock(1); INSERT INTO effects VALUES (2); END $$",
+    );
+    // A gate that outlasts the server. CREATE INDEX CONCURRENTLY commits its index, and waits for this writer then.
+    run(
+        &mut client,
+        "BEGIN; SELECT pg_advisory_xact_lock(1); INSERT INTO items VALUES (1); PREPARE TRANSACTION 'gate'",
+    );
+    let call = enqueue(&mut client, "CALL slow()");
+    let index = enqueue(
+        &mut client,
+        "CREATE INDEX CONCURRENTLY items_n ON items (n)",
+    );
+    wait_until("both to have committed a part", || {
+        scalar(
+            &mut client,
+            "SELECT EXISTS (SELECT FROM effects) AND to_regclass('items_n') IS NOT NULL",
+            &[],
+        )
+    });
+    drop(client);
+    server.restart();
+
+    let mut client = server.superuser();
+    run(&mut client, "ROLLBACK PREPARED 'gate'");
+    let done = wait_state(&mut client, call, "finished");
+    assert_eq!((done.attempt, done.interruptions), (2, 0));
+    let effects: String = scalar(
+        &mut client,
+        "SELECT string_agg(n::text, ' ' ORDER BY n) FROM effects",
+        &[],
+    );
+    assert_eq!(effects, "1 1 2");
+    // The index that is left is in the way of the second attempt, as of anybody's.
+    let done = wait_closed(&mut client, index);
+    assert_eq!((done.state.as_str(), done.attempt), ("failed", 2));
+    assert!(done.errors().starts_with("42P07"), "{}", done.errors());
+    let valid: bool = scalar(
+        &mut client,
+        "SELECT indisvalid FROM pg_index WHERE indexrelid = 'items_n'::regclass",
+        &[],
+    );
+    assert!(!valid);
+}
+
+/// With synchronous_commit = off a crash takes what was committed last: task and effect together, never one of them.
+#[test]
+fn with_synchronous_commit_off_a_crash_takes_task_and_effect_together() {
+    let mut server = Server::builder()
+        .conf("max_worker_processes", "16")
+        .conf("pg_background_queue.max_parallel_running_tasks_count", "3")
+        .conf("synchronous_commit", "off")
+        .conf("wal_writer_delay", "10s")
+        .expect_crash()
+        .start();
+    let mut client = server.superuser();
+    run(&mut client, "CREATE TABLE effects (n int)");
+    for round in 0..3 {
+        // This session's tasks are on disk when they are there; what becomes of them is not.
+        run(&mut client, "SET synchronous_commit = on");
+        run(
+            &mut client,
+            &format!(
+                "SELECT count(pg_background_queue_enqueue('INSERT INTO effects VALUES (' || n || '); SELECT pg_sleep(0.002)', \
+                 'round {round}')) FROM generate_series({round} * 1000 + 1, {round} * 1000 + 1000) AS n"
+            ),
+        );
+        wait_until("a part of them to be finished", || {
+            let finished: i64 = scalar(
+                &mut client,
+                "SELECT count(*) FROM pg_background_tasks WHERE state = 'finished' AND topic = $1",
+                &[&format!("round {round}")],
+            );
+            finished > 100
+        });
+        drop(client);
+        server.kill9_all();
+        server.start();
+        client = server.superuser();
+    }
+    wait_all_closed(&mut client, 2 * PATIENCE);
+    assert_eq!(states(&mut client), "finished: 3000");
+    let wrong: i64 = scalar(
+        &mut client,
+        "SELECT count(*) FROM pg_background_tasks \
+         FULL JOIN (SELECT n, count(*) AS times FROM effects GROUP BY n) AS counts \
+         ON n = substring(sql_statement FROM 'VALUES .([0-9]+)')::int WHERE times IS DISTINCT FROM 1 OR id IS NULL",
+        &[],
+    );
+    assert_eq!(wrong, 0, "effects that are not there exactly once");
+    // The limit holds after a crash as before it.
+    let most: i64 = scalar(
+        &mut client,
+        "SELECT max(n) FROM (SELECT count(*) AS n FROM pg_background_tasks AS a \
+         JOIN pg_background_tasks AS b ON b.started_at <= a.started_at AND a.started_at < b.closed_at \
+         GROUP BY a.id) AS others",
+        &[],
+    );
+    assert!(most <= 3, "{most} tasks at once");
+}
+
+#[test]
+fn no_process_ever_serves_two_roles() {
+    let server = Server::builder()
+        .conf("pg_background_queue.max_parallel_running_tasks_count", "1")
+        .start();
+    let mut client = server.superuser();
+    run(
+        &mut client,
+        "CREATE TABLE seen (pid int, since timestamptz, who name); GRANT INSERT ON seen TO PUBLIC",
+    );
+    let mut sessions = vec![server.superuser()];
+    for role in ["alice", "bob"] {
+        create_role(&mut client, role);
+        sessions.push(server.connect(role, "postgres"));
+    }
+    for _ in 0..10 {
+        for session in &mut sessions {
+            enqueue(
+                session,
+                "INSERT INTO seen SELECT pid, backend_start, session_user FROM pg_stat_activity WHERE pid = pg_backend_pid()",
+            );
+        }
+    }
+    wait_all_closed(&mut client, PATIENCE);
+    let (tasks, most): (i64, i64) = {
+        let row = client
+            .query_one(
+                "SELECT sum(n)::int8, max(roles) FROM \
+                 (SELECT count(*) AS n, count(DISTINCT who) AS roles FROM seen GROUP BY pid, since) AS processes",
+                &[],
+            )
+            .expect("who was seen");
+        (row.get(0), row.get(1))
+    };
+    assert_eq!((tasks, most), (30, 1));
+}
+
+/// Also the owner who is no superuser, and who sees all tasks, too.
+#[test]
+fn superusers_and_the_owner_may_archive_tasks() {
+    const ARCHIVE: &str = "WITH gone AS (DELETE FROM pg_background_tasks WHERE closed_at IS NOT NULL RETURNING *) \
+         INSERT INTO archive SELECT * FROM gone";
+    let server = Server::start_default();
+    let mut client = server.superuser();
+    create_role(&mut client, "alice");
+    run(
+        &mut client,
+        "CREATE ROLE keeper LOGIN; CREATE TABLE archive (LIKE pg_background_tasks); ALTER TABLE archive OWNER TO keeper",
+    );
+    let mut alice = server.connect("alice", "postgres");
+    for owner in ["postgres", "keeper"] {
+        run(
+            &mut client,
+            &format!("ALTER TABLE pg_background_tasks OWNER TO {owner}"),
+        );
+        for session in [&mut client, &mut alice] {
+            let id = enqueue(session, "SELECT 1");
+            wait_state(session, id, "finished");
+        }
+        run(&mut server.connect(owner, "postgres"), ARCHIVE);
+        assert_eq!(states(&mut client), "");
+    }
+    let archived: i64 = scalar(&mut client, "SELECT count(*) FROM archive", &[]);
+    assert_eq!(archived, 4);
+    let refused = alice
+        .batch_execute("DELETE FROM pg_background_tasks")
+        .expect_err("not hers");
+    assert_eq!(refused.code().map(|code| code.code()), Some("42501"));
+}
+
+#[test]
+fn ensure_workers_finds_a_task_that_nobody_was_told_of() {
+    let server = Server::start_default();
+    let mut client = server.superuser();
+    // Past the function that would have told somebody.
+    let id: i64 = scalar(
+        &mut client,
+        "INSERT INTO pg_background_tasks (sql_statement, role_oid, role_name, origin, search_path) \
+         VALUES ('SELECT 1', current_user::regrole, current_user, pg_background_queue_origin(), 'public') RETURNING id",
+        &[],
+    );
+    let launcher = wait_for_launcher(&mut client, 0);
+    wait_quiet(launcher);
+    assert_eq!(task(&mut client, id).state, "pending");
+    assert_eq!(worker_count(&mut client), 0);
+    run(&mut client, "SELECT pg_background_queue_ensure_workers()");
+    wait_state(&mut client, id, "finished");
 }

@@ -1,5 +1,6 @@
 //! Topics: their configuration, limits, order, delays and retries.
 
+use std::collections::HashSet;
 use std::time::{Duration, Instant, SystemTime};
 
 use postgres::Client;
@@ -729,6 +730,115 @@ fn a_free_place_is_used_although_the_roles_worker_is_busy_for_long() {
     }
 }
 
+/// Waits until every process goes by what the last reload brought, however busy it is: each has begun a turn after it.
+fn wait_noticed(client: &mut Client) {
+    // The launcher has done with what it was at, and with one turn more.
+    let launcher = wait_for_launcher(client, 0);
+    for _ in 0..2 {
+        let before = context_switches(launcher);
+        run(client, "SELECT pg_background_queue_ensure_workers()");
+        wait_until("a turn of the launcher", || {
+            context_switches(launcher) != before
+                && workers(client)
+                    .iter()
+                    .any(|process| process.pid == launcher && process.wait_event.is_some())
+        });
+    }
+    // A worker begins one task a turn at most.
+    let busy = |client: &mut Client| -> HashSet<(i32, i64)> {
+        client
+            .query(
+                "SELECT pid, tasks_done FROM pg_background_queue_workers WHERE state <> 'idle'",
+                &[],
+            )
+            .expect("the workers")
+            .iter()
+            .map(|row| (row.get(0), row.get(1)))
+            .collect()
+    };
+    let before = busy(client);
+    wait_until("each worker to end a task, to be idle or to leave", || {
+        busy(client).is_disjoint(&before)
+    });
+}
+
+#[test]
+fn limits_hold_exactly_while_reloads_change_them_under_load() {
+    let config =
+        |limit: usize| format!(r#"{{"t": {{"max_parallel_running_tasks_count": {limit}}}}}"#);
+    let server = Server::builder()
+        .conf("max_worker_processes", "20")
+        .conf(LIMIT, "6")
+        .conf(CONFIG, &config(3))
+        .start();
+    let mut client = server.superuser();
+    create_role(&mut client, "alice");
+    let mut alice = server.connect("alice", "postgres");
+    for session in [&mut client, &mut alice] {
+        run(
+            session,
+            "SELECT count(pg_background_queue_enqueue('SELECT pg_sleep(0.1)', topic)) \
+             FROM generate_series(1, 1000), unnest(ARRAY['t', NULL]) AS topic",
+        );
+    }
+    // What was in force from when to when, for certain.
+    let mut windows = Vec::new();
+    for (limit, of_topic) in [(6, 3), (2, 1), (6, 1), (2, 2), (6, 3), (2, 1), (6, 3)] {
+        server.set_conf(LIMIT, &limit.to_string());
+        server.set_and_reload(CONFIG, &config(of_topic));
+        wait_noticed(&mut client);
+        let begin = SystemTime::now();
+        let mut most = (0, 0);
+        wait_until("both limits to be reached, and ten tasks to end", || {
+            let row = client
+                .query_one(
+                    "SELECT count(*) FILTER (WHERE state = 'running'), \
+                     count(*) FILTER (WHERE state = 'running' AND topic = 't'), \
+                     count(*) FILTER (WHERE state = 'finished' AND started_at > $1) \
+                     FROM pg_background_tasks",
+                    &[&begin],
+                )
+                .expect("counts");
+            most.0 = row.get::<_, i64>(0).max(most.0);
+            most.1 = row.get::<_, i64>(1).max(most.1);
+            most >= (limit, 0) && most.1 >= of_topic as i64 && row.get::<_, i64>(2) >= 10
+        });
+        windows.push((begin, SystemTime::now(), limit as usize, of_topic));
+    }
+    run(
+        &mut client,
+        "DELETE FROM pg_background_tasks WHERE state = 'pending'",
+    );
+    wait_all_closed(&mut client, PATIENCE);
+    // A task holds its place from before `started_at` until after `closed_at`.
+    let all: Vec<_> = tasks(&mut client)
+        .into_iter()
+        .map(|task| {
+            (
+                task.started_at.unwrap(),
+                task.closed_at.unwrap(),
+                task.topic,
+            )
+        })
+        .collect();
+    for (start, _, topic) in &all {
+        let running = all
+            .iter()
+            .filter(|(from, until, _)| from <= start && start < until);
+        let of_topic = running.clone().filter(|(_, _, other)| other.is_some());
+        let now = (running.count(), of_topic.count());
+        let window = windows
+            .iter()
+            .find(|(begin, end, ..)| begin < start && start < end);
+        let (most, most_of_topic) = window.map_or((6, 3), |&(_, _, all, topic)| (all, topic));
+        assert!(now.0 <= most, "{now:?} run at a start in {window:?}");
+        assert!(
+            topic.is_none() || now.1 <= most_of_topic,
+            "{now:?} run at a start in {window:?}"
+        );
+    }
+}
+
 // ---------------------------------------------------------------- order
 
 #[test]
@@ -1154,6 +1264,87 @@ fn a_delay_does_not_hold_up_a_shutdown() {
     assert_eq!(task(&mut client, id).state, "pending");
 }
 
+#[test]
+fn a_delay_is_kept_although_workers_of_its_topic_are_terminated() {
+    let server = Server::builder()
+        .conf(LIMIT, "4")
+        .conf(IDLE_TIMEOUT, "10min")
+        .conf(
+            CONFIG,
+            r#"{"mail": {"max_parallel_running_tasks_count": 1, "delay_in_sec": 3}}"#,
+        )
+        .start();
+    let mut client = server.superuser();
+    prepare_work(&mut client);
+    let mut gate = shut_gate(&server);
+    let first = enqueue_topic(&mut client, "SELECT gated('first')", "mail");
+    for _ in 0..3 {
+        enqueue_topic(&mut client, "SELECT work('mail', 0)", "mail");
+    }
+    let pid = wait_for("the first to be at work", PATIENCE, || {
+        workers(&mut client)
+            .into_iter()
+            .find(|process| process.wait_event.as_deref() == Some("advisory"))
+            .map(|process| process.pid)
+    });
+    let terminated = SystemTime::now();
+    run(&mut client, &format!("SELECT pg_terminate_backend({pid})"));
+    assert_eq!(wait_closed(&mut client, first).state, "failed");
+    open_gate(&mut gate);
+    // And each worker that waits with the others, as long as any of them has not run.
+    let mut ended = HashSet::from([pid]);
+    wait_until("all to have run", || {
+        for process in workers(&mut client) {
+            let waits = process.kind == "worker" && process.state.as_deref() == Some("idle");
+            if waits && ended.insert(process.pid) {
+                let pid = process.pid;
+                run(&mut client, &format!("SELECT pg_terminate_backend({pid})"));
+            }
+        }
+        states(&mut client) == "finished: 3, failed: 1"
+    });
+    assert!(ended.len() > 1, "nobody was terminated during the delay");
+    let mut last = terminated;
+    for (began, ended) in runs(&mut client, "mail") {
+        let waited = since(began, last);
+        assert!(waited > 2.98, "{waited} s instead of 3");
+        assert!(waited < 3.0 + 2.0 * LATE.as_secs_f64(), "{waited}");
+        last = ended;
+    }
+}
+
+/// More slots with a delay wait than the server keeps in mind: the others get their turn after those.
+#[test]
+fn more_waiting_slots_than_are_kept_in_mind_lose_no_task() {
+    let server = Server::builder()
+        .conf("max_worker_processes", "8")
+        .conf(LIMIT, "32")
+        .conf(IDLE_TIMEOUT, "10min")
+        .conf(DELAY, "2")
+        .start();
+    let mut client = server.superuser();
+    create_role(&mut client, "alice");
+    let mut alice = server.connect("alice", "postgres");
+    // 130 topics with 32 slots each are more than 4096.
+    run(
+        &mut client,
+        "SELECT count(pg_background_queue_enqueue('SELECT 1', 'topic ' || n)) \
+         FROM generate_series(1, 130) AS n, generate_series(1, 32)",
+    );
+    wait_until("a worker to have looked at all of them", || {
+        scalar(
+            &mut client,
+            "SELECT EXISTS (SELECT FROM pg_background_queue_workers WHERE state = 'idle')",
+            &[],
+        )
+    });
+    // Nobody but herself looks after her only task.
+    let hers = enqueue_topic(&mut alice, "SELECT 1", "hers");
+    wait_state(&mut alice, hers, "finished");
+    wait_all_closed(&mut client, 2 * PATIENCE);
+    assert_eq!(states(&mut client), "finished: 4161");
+}
+
 // ---------------------------------------------------------------- retries
 
 /// Gives the database a table `attempts` and a procedure `attempt` that notes the moment and fails.
@@ -1339,4 +1530,31 @@ fn a_shutdown_uses_up_no_retry_and_keeps_the_due_time() {
     assert_eq!(attempts.len(), 3);
     let late = since(attempts[2], before.due_at.unwrap());
     assert!(late >= 0.0, "{late} s before it was due");
+}
+
+#[test]
+fn the_settings_for_all_topics_follow_a_reload() {
+    let server = Server::builder().conf(LIMIT, "2").start();
+    let mut client = server.superuser();
+    let id = enqueue(&mut client, "SELECT 1/0");
+    assert_eq!(wait_closed(&mut client, id).retry_count, 0);
+    // The longest wait is shorter than the first one would be.
+    server.set_conf("pg_background_queue.max_retry_delay", "1s");
+    server.set_and_reload(RETRIES, "1");
+    let id = enqueue(&mut client, "SELECT 1/0");
+    let done = wait_closed(&mut client, id);
+    assert_eq!(
+        (done.retry_count, done.retry_delay_in_sec, done.attempt),
+        (1, Some(1), 2)
+    );
+    assert!(done.started_at >= done.due_at, "{done:?}");
+    server.set_and_reload(DELAY, "2s");
+    let id = enqueue(&mut client, "SELECT 1");
+    let done = wait_state(&mut client, id, "finished");
+    let waited = since(done.started_at.unwrap(), done.joined_at);
+    assert!(waited > 1.98, "{waited}");
+    server.set_and_reload(DELAY, "1000s");
+    let id = enqueue(&mut client, "SELECT 1");
+    server.set_and_reload(DELAY, "0");
+    wait_state(&mut client, id, "finished");
 }
