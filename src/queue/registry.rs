@@ -8,6 +8,7 @@
 //! - **databases**: those whose keeper has been there since the server's start. Workers start in no other.
 
 use std::alloc::Layout;
+use std::collections::HashMap;
 
 use super::store::Candidate;
 use super::topics::{self, Configuration, Rules, TopicId};
@@ -33,8 +34,8 @@ const MOST_CLOSERS: usize = 8;
 /// Slots of topics with a delay that can wait at the same time.
 const MOST_WAITS: usize = 4096;
 
-/// A slot that has waited and found no task for so long, in microseconds, is forgotten.
-const WAIT_FORGOTTEN: i64 = 3_600_000_000;
+/// A slot that has waited and found no task for so long, in microseconds, is forgotten if there is no room for others.
+const WAIT_FORGOTTEN: i64 = 1_000_000;
 
 /// Databases that are kept in mind; the others are visited by a keeper again when they have work.
 const MOST_DATABASES: usize = 512;
@@ -1062,24 +1063,43 @@ impl Registry {
     }
 
     fn add_wait(&mut self, wait: Wait, now: TimestampTz) {
-        let mut count = self.header.wait_count as usize;
-        if count == MOST_WAITS {
-            let mut i = 0;
-            while i < count {
-                if self.waits[i].until < now - WAIT_FORGOTTEN {
-                    count -= 1;
-                    self.waits[i] = self.waits[count];
-                } else {
-                    i += 1;
-                }
-            }
+        if self.header.wait_count as usize == MOST_WAITS {
+            self.make_room_for(&wait, now);
         }
-        // without room the topic waits for another one's slots to be forgotten
+        let count = self.header.wait_count as usize;
+        // without room the topic waits for another one's slots to start
         if count < MOST_WAITS {
             self.waits[count] = wait;
-            count += 1;
+            self.header.wait_count += 1;
         }
-        self.header.wait_count = u32::try_from(count).unwrap_or(0);
+    }
+
+    /// Forgets the waits that found no task, or else one of the topic that has the most, if that are more than this one's: nobody's many
+    /// slots shall keep another topic from its first.
+    fn make_room_for(&mut self, wait: &Wait, now: TimestampTz) {
+        let mut i = 0;
+        while i < self.header.wait_count as usize {
+            if self.waits[i].until < now - WAIT_FORGOTTEN {
+                self.remove_wait(i);
+            } else {
+                i += 1;
+            }
+        }
+        if (self.header.wait_count as usize) < MOST_WAITS {
+            return;
+        }
+        let mut counts: HashMap<(Oid, TopicId), usize> = HashMap::new();
+        for wait in self.waits().iter() {
+            *counts.entry((wait.database, wait.topic)).or_insert(0) += 1;
+        }
+        let own = counts
+            .get(&(wait.database, wait.topic))
+            .copied()
+            .unwrap_or(0);
+        let most = counts.into_iter().max_by_key(|&(_, count)| count);
+        if let Some(((database, topic), count)) = most.filter(|&(_, count)| count > own + 1) {
+            self.trim_waits(database, topic, count - 1);
+        }
     }
 
     /// Takes a place among the running tasks for the worker of this ticket.

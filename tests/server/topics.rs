@@ -1345,6 +1345,45 @@ fn more_waiting_slots_than_are_kept_in_mind_lose_no_task() {
     assert_eq!(states(&mut client), "finished: 4161");
 }
 
+/// A server with more waiting slots than are kept in mind, in many topics that have a delay, and alice.
+fn server_full_of_waits(delay: &str, config: &str) -> (Server, Client) {
+    let server = Server::builder()
+        .conf("max_worker_processes", "8")
+        .conf(LIMIT, "32")
+        .conf(DELAY, delay)
+        .conf(CONFIG, config)
+        .start();
+    let mut client = server.superuser();
+    create_role(&mut client, "alice");
+    run(
+        &mut client,
+        "SELECT count(pg_background_queue_enqueue('SELECT 1', 'topic ' || n)) \
+         FROM generate_series(1, 130) AS n, generate_series(1, 32)",
+    );
+    wait_all_quiet(&mut client);
+    (server, client)
+}
+
+#[test]
+fn long_delays_of_many_slots_do_not_hold_up_a_short_one() {
+    let (server, _client) = server_full_of_waits("3600", r#"{"new": {"delay_in_sec": 1}}"#);
+    let mut alice = server.connect("alice", "postgres");
+    let id = enqueue_topic(&mut alice, "SELECT 1", "new");
+    wait_state(&mut alice, id, "finished");
+}
+
+#[test]
+fn the_slots_that_waited_for_cancelled_tasks_are_given_away() {
+    let (server, mut client) = server_full_of_waits("5", "");
+    run(
+        &mut client,
+        "SELECT count(*) FROM pg_background_tasks WHERE pg_background_queue_cancel(id)",
+    );
+    let mut alice = server.connect("alice", "postgres");
+    let id = enqueue_topic(&mut alice, "SELECT 1", "new");
+    wait_state(&mut alice, id, "finished");
+}
+
 // ---------------------------------------------------------------- retries
 
 /// Gives the database a table `attempts` and a procedure `attempt` that notes the moment and fails.
