@@ -7,7 +7,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := build
-.PHONY: help build install installcheck demo check bench lint fmt clean
+.PHONY: help build install installcheck demo check soak bench lint fmt clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\): ##/\1 /p' Makefile | while read -r target text; do \
@@ -28,6 +28,11 @@ demo: ## install what is missing, and show the queue at work in a throw-away clu
 
 check: ## the same set-up, then all tests (SUITES="unit regress …" picks some)
 	@scripts/check
+
+soak: ## install, then kill, stop and starve servers under load for SOAK_MINUTES (60): docs/reliability.md
+	@scripts/build
+	@scripts/install --as-root
+	@scripts/soak
 
 bench: ## build, install, and measure against plain PostgreSQL (BENCH="drain latency …" picks some)
 	@scripts/bench

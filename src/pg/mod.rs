@@ -13,6 +13,7 @@ mod boundary;
 pub mod callback;
 pub mod catalog;
 pub mod control;
+mod crash_point;
 pub mod datum;
 mod error;
 pub mod fmgr;
@@ -36,6 +37,7 @@ pub mod time;
 pub mod xact;
 
 pub use boundary::{boundary, install_panic_hook};
+pub use crash_point::crash_point;
 pub use error::{Error, Result, SqlState, sqlstate};
 pub use guard::guard;
 

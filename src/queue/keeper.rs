@@ -14,7 +14,7 @@ use crate::pg::bgworker::{self, Session};
 use crate::pg::catalog::{self, MayConnect};
 use crate::pg::datum::Datum;
 use crate::pg::xact::{Durability, Transaction};
-use crate::pg::{Oid, Result, control, guc, log, sqlstate};
+use crate::pg::{Oid, Result, control, crash_point, guc, log, sqlstate};
 
 /// Rows that one transaction of the keeper changes at most: locks are held for a moment only.
 const BATCH: usize = 100;
@@ -134,7 +134,9 @@ impl Keeper {
                     }
                 }
             }
+            crash_point("tasks are reopened");
             transaction.commit()?;
+            crash_point("a reopening is committed");
         }
         for batch in foreign.chunks(BATCH) {
             let transaction = Transaction::begin(Durability::Flushed)?;
@@ -203,7 +205,9 @@ impl Keeper {
                     process::attempt_failed(&store, &row, &terminated_error(), cancelled)?;
                 }
             }
+            crash_point("an orphan is marked");
             transaction.commit()?;
+            crash_point("an orphan's mark is committed");
             let mut registry = registry::lock()?;
             if let Some(slot) = pool::find(registry.slots, ticket) {
                 pool::release(slot);

@@ -12,7 +12,7 @@ use crate::pg::latch::{self, LatchRef};
 use crate::pg::mem::MemoryContext;
 use crate::pg::session::{self, Activity};
 use crate::pg::xact::{Durability, Transaction};
-use crate::pg::{Error, Oid, Result, callback, catalog, control, log, sqlstate, time};
+use crate::pg::{Error, Oid, Result, callback, catalog, control, crash_point, log, sqlstate, time};
 
 /// Keepers at the same time: they are short, and must leave room for workers.
 const MOST_KEEPERS: usize = 2;
@@ -464,6 +464,7 @@ impl Launcher {
 
     /// Asks the postmaster for the process of a reserved slot; false if there is no worker slot free.
     fn launch(&mut self, key: Key, ticket: Ticket, now: i64) -> Result<bool> {
+        crash_point("a slot is reserved");
         let Some(handle) = process::launch(key, ticket)? else {
             if let Some(slot) = pool::find(registry::lock()?.slots, ticket) {
                 pool::release(slot);
@@ -486,6 +487,7 @@ impl Launcher {
             }
             return Ok(false);
         };
+        crash_point("a process is asked for");
         self.handles.insert(ticket.slot, (ticket, handle, now));
         Ok(true)
     }

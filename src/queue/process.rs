@@ -9,7 +9,7 @@ use crate::pg::bgworker::{self, Definition, Handle, Restart};
 use crate::pg::datum::Datum;
 use crate::pg::latch::LatchRef;
 use crate::pg::local::ProcessLocal;
-use crate::pg::{Result, callback};
+use crate::pg::{Result, callback, crash_point};
 
 static TICKET: ProcessLocal<Option<Ticket>> = ProcessLocal::new(None);
 
@@ -77,6 +77,7 @@ pub fn connected(ticket: Ticket) -> Result<()> {
     if let Some(slot) = pool::find(registry.slots, ticket) {
         slot.payload.connected = true;
     }
+    crash_point("a process is connected");
     // it has looked after the start
     registry.wake_launcher();
     Ok(())
@@ -97,6 +98,7 @@ pub fn over(ticket: Ticket) -> Result<()> {
 fn leave() {
     let Some(ticket) = TICKET.get() else { return };
     TICKET.set(None);
+    crash_point("a process leaves");
     // Without a registry there is no ticket.
     let Ok(mut registry) = registry::lock() else {
         return;

@@ -5,7 +5,7 @@ use crate::core::ready::Place;
 use crate::pg::bgworker;
 use crate::pg::callback::{self, Empty, Ended, Utility};
 use crate::pg::local::ProcessLocal;
-use crate::pg::{Oid, Result, catalog};
+use crate::pg::{Oid, Result, catalog, crash_point};
 
 /// Roles that one transaction enqueues as; a transaction that uses more asks for a keeper to look.
 const MOST_ROLES: usize = 8;
@@ -135,6 +135,7 @@ fn ended(how: Ended) {
     let pending = PENDING.get();
     PENDING.set(NOTHING);
     if how == Ended::Committed && (pending.count > 0 || pending.look || pending.settings != 0) {
+        crash_point("an enqueueing is committed");
         // Nothing may raise now. The lock can only be refused where there is no registry, and then nothing was noted.
         let _ = tell(&pending);
     }

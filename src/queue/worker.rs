@@ -19,7 +19,7 @@ use crate::pg::session::{self, Activity};
 use crate::pg::table::Updated;
 use crate::pg::time;
 use crate::pg::xact::{self, Durability, Transaction};
-use crate::pg::{Error, Result, catalog, guc, interrupt, latch, sqlstate, statement};
+use crate::pg::{Error, Result, catalog, crash_point, guc, interrupt, latch, sqlstate, statement};
 
 /// Tasks after which a worker makes room for a fresh process: whatever leaks in a session leaks no further.
 const MOST_TASKS: u64 = 100_000;
@@ -121,6 +121,7 @@ impl MainLoop for Worker {
             registry::lock()?.forget_ready(self.key);
         }
         if let Some(claimed) = self.claimed.take() {
+            crash_point("a next task is begun");
             self.run(claimed)?;
             return Ok(Next::Again);
         }
@@ -245,8 +246,11 @@ impl Worker {
                 return Ok(Some(Next::Leave));
             }
         };
+        crash_point("a slot is taken");
         let claimed = store.claim(&candidate, self.key.role)?;
+        crash_point("a claim is made");
         transaction.commit()?;
+        crash_point("a claim is committed");
         self.idle_since = None;
         match claimed {
             // An error that is not the task's leaves the slot as it is: this process ends, and the orphan is a keeper's.
@@ -272,6 +276,7 @@ impl Worker {
 
     /// The task that this worker had is over.
     fn end_task(&self, has_run: bool) -> Result<()> {
+        crash_point("a slot is about to be given back");
         let mut registry = registry::lock()?;
         if let Some(demand) = registry.demand(self.key) {
             demand.failures = 0;
@@ -414,7 +419,9 @@ impl Worker {
         self.done += 1;
         let transaction = Transaction::begin(Durability::Asynchronous)?;
         session::reset()?;
+        crash_point("a session is reset");
         transaction.commit()?;
+        crash_point("a reset is committed");
         self.end_task(true)?;
         if self.claimed.is_none() {
             guc::set_default(c"application_name", b"pg_background_queue")?;
@@ -439,10 +446,14 @@ impl Worker {
             bgworker::interrupt(bgworker::my_pid());
         }
         interrupt::allow_cancels();
+        crash_point("a text is about to run");
         let result = statement::run(&task.sql, &memory, timeout_ms, || {
+            crash_point("a text has run");
             store.finish(task).inspect_err(|_| *at_the_mark = true)?;
+            crash_point("a finish mark is made");
             self.claim_next(store).inspect_err(|_| *at_the_mark = true)
         });
+        crash_point("a text is over");
         interrupt::hold_cancels();
         result
     }
@@ -474,6 +485,7 @@ impl Worker {
         };
         match store.claim(&candidate, self.key.role) {
             Ok(Ok(task)) => {
+                crash_point("a next claim is made");
                 self.claimed = Some(Claimed {
                     task,
                     store: *store,
@@ -495,6 +507,7 @@ impl Worker {
     }
 
     fn record_failure(&self, task: &Task, error: &Error, blameless: bool) -> Result<()> {
+        crash_point("a text has failed");
         let cancelled = registry::lock()?.is_cancelled(self.ticket, task.row.id);
         let transaction = Transaction::begin(Durability::Session)?;
         // Only in the table in which it was claimed: after DROP and CREATE EXTENSION the id is another task's.
@@ -517,7 +530,9 @@ impl Worker {
                 store.close_waiting(&row, State::Cancelled, None)?;
             }
         }
+        crash_point("a failure mark is made");
         transaction.commit()?;
+        crash_point("a failure mark is committed");
         // it may run again
         registry::lock()?.arrive(self.key, task.row.place());
         Ok(())

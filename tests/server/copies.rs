@@ -137,7 +137,7 @@ fn check_copy(client: &mut Client) {
 
 /// A server of another initdb: all others are copies of one, and so the same to themselves.
 #[track_caller]
-fn elsewhere() -> Server {
+pub fn elsewhere() -> Server {
     Server::builder()
         .no_extension()
         .initdb_arg("--no-clean")
@@ -424,7 +424,7 @@ fn wait_state_of(client: &mut Client, id: i64, state: &str) {
 
 /// A stopped server whose data directory is a physical copy of another's, under a cluster_name of its own.
 #[track_caller]
-fn physical_copy(of: &Server, arguments: &[&str]) -> Server {
+pub fn physical_copy(of: &Server, arguments: &[&str]) -> Server {
     let mut copy = Server::builder().no_extension().start();
     copy.stop(Stop::Fast);
     let data = copy.data_dir().to_owned();

@@ -6,8 +6,10 @@ mod harness;
 
 mod copies;
 mod crash;
+mod crash_points;
 mod databases;
 mod encodings;
+mod faults;
 mod isolation;
 mod limits;
 mod monitoring;
@@ -21,5 +23,6 @@ mod safe_layer;
 mod security;
 mod session;
 mod single_tasks;
+mod standby;
 mod topics;
 mod upgrade;

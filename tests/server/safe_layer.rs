@@ -106,7 +106,7 @@ fn create_functions(client: &mut Client) {
 }
 
 /// The library, where the server's user can read it, under the name of the installed one.
-fn library_dir() -> TempDir {
+pub fn library_dir() -> TempDir {
     let dir = tempfile::Builder::new()
         .prefix("pgbq-library-")
         .tempdir()

@@ -185,6 +185,7 @@ impl Builder {
             dir: Some(dir),
             postmaster: None,
             crash_expected: AtomicBool::new(self.crash_expected),
+            full_disk_expected: AtomicBool::new(false),
         };
         server.start();
         if !self.no_extension {
@@ -208,6 +209,7 @@ pub struct Server {
     /// The running postmaster; None while the server is stopped.
     postmaster: Option<Child>,
     crash_expected: AtomicBool,
+    full_disk_expected: AtomicBool,
 }
 
 impl Server {
@@ -250,6 +252,11 @@ impl Server {
             .env("PGDATABASE", "postgres")
             .current_dir(&self.connector.socket_dir);
         command
+    }
+
+    /// The test fills the disk of the WAL: the PANIC in the log does not fail it.
+    pub fn expect_full_disk(&self) {
+        self.full_disk_expected.store(true, Ordering::Relaxed);
     }
 
     /// The data directory.
@@ -481,7 +488,8 @@ impl Drop for Server {
         }
         let log = self.log();
         let crash_expected = self.crash_expected.load(Ordering::Relaxed);
-        if let Some(line) = log::complaint(&log, crash_expected) {
+        let full_disk_expected = self.full_disk_expected.load(Ordering::Relaxed);
+        if let Some(line) = log::complaint(&log, crash_expected, full_disk_expected) {
             complaint.get_or_insert_with(|| format!("the server's log says: {line}"));
         }
         if !failing && complaint.is_none() {
