@@ -335,8 +335,9 @@ CREATE FUNCTION @extschema@.pg_background_queue_worker_slots(
 COMMENT ON FUNCTION @extschema@.pg_background_queue_worker_slots() IS
     'The live workers, from shared memory; see the view pg_background_queue_workers';
 
--- Who may see a task's topic is decided as for the table: a view runs with its owner's rights.
-CREATE VIEW @extschema@.pg_background_queue_workers AS
+-- Who may see a task's topic is decided as for the table: a view runs with its owner's rights. Barriers, or a function in
+-- somebody's WHERE would be called with what is then filtered out.
+CREATE VIEW @extschema@.pg_background_queue_workers WITH (security_barrier) AS
     SELECT
         w.pid,
         d.datname AS database,
@@ -361,7 +362,7 @@ COMMENT ON COLUMN @extschema@.pg_background_queue_workers.topic IS 'Topic of tha
 COMMENT ON COLUMN @extschema@.pg_background_queue_workers.since IS 'Start of the task, or of the time without one';
 COMMENT ON COLUMN @extschema@.pg_background_queue_workers.tasks_done IS 'Tasks that it has ended';
 
-CREATE VIEW @extschema@.pg_background_queue_stats AS
+CREATE VIEW @extschema@.pg_background_queue_stats WITH (security_barrier) AS
     SELECT
         t.topic,
         pg_catalog.count(*) FILTER (WHERE t.state = 'pending') AS pending,

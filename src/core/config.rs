@@ -262,10 +262,72 @@ mod tests {
         }
     }
 
+    #[test]
+    fn depth_is_refused_before_the_stack_is_full() {
+        for open in ["[", "{\"a\":", "{\"a\":{\"priority\":["] {
+            let error = parse(&open.repeat(200_000)).expect_err("too deep");
+            assert!(error.contains("It is not valid JSON"), "{error}");
+        }
+    }
+
+    /// Texts that are nearly right: pieces of what is, in any order.
+    fn any_text() -> impl Strategy<Value = String> {
+        let piece = prop::sample::select(vec![
+            "{",
+            "}",
+            "[",
+            "]",
+            ":",
+            ",",
+            "\"",
+            "\"a\"",
+            "\"a\":",
+            "{\"a\": {",
+            "}}",
+            "\"priority\": ",
+            "\"retry_count\": ",
+            "\"delay_in_sec\": ",
+            "\"timeout_in_sec\": ",
+            "\"max_parallel_running_tasks_count\": ",
+            "1",
+            "-1",
+            "0",
+            "2147483647",
+            "-2147483648",
+            "9223372036854775808",
+            "1e400",
+            "-0",
+            "0.5",
+            "null",
+            "true",
+            "\\u0000",
+            "\\ud800",
+            "\u{20ac}",
+            " ",
+            "\n",
+            "//",
+        ]);
+        prop::collection::vec(piece, 0..12).prop_map(|pieces| pieces.concat())
+    }
+
     proptest! {
         #[test]
         fn nothing_makes_it_panic(text in ".{0,200}") {
             let _ = parse(&text);
+        }
+
+        #[test]
+        fn what_is_taken_is_in_range_and_what_is_not_is_explained(text in any_text()) {
+            match parse(&text) {
+                Ok(topics) => for (name, topic) in topics {
+                    prop_assert!(!name.contains('\0'));
+                    for value in [topic.limit, topic.retry_count, topic.delay_in_sec] {
+                        prop_assert!(value.is_none_or(|value| value >= 0));
+                    }
+                    prop_assert!(topic.timeout_in_sec.is_none_or(|value| value >= 1));
+                },
+                Err(error) => prop_assert!(error.ends_with('.')),
+            }
         }
 
         #[test]

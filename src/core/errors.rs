@@ -78,6 +78,17 @@ mod tests {
 
     proptest! {
         #[test]
+        fn the_latest_error_is_kept_whatever_there_is(
+            kept in prop::option::of(prop::collection::vec(prop::sample::select(b"ab\n\0\xff".to_vec()), 0..60)),
+            new in prop::collection::vec(any::<u8>(), 0..60),
+            most in 0usize..100,
+        ) {
+            let text = append(kept.as_deref(), &new, most);
+            prop_assert!(text.ends_with(&new));
+            prop_assert!(text.len() <= most.max(CUT.len() + new.len()));
+        }
+
+        #[test]
         fn never_longer_than_allowed_and_always_utf8(kept in "(.{0,40}\n){0,9}", new in ".{0,40}", more in 0usize..400) {
             let most = CUT.len() + new.len() + 1 + more;
             let text = append(Some(kept.as_bytes()), new.as_bytes(), most);

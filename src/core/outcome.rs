@@ -136,6 +136,44 @@ mod tests {
 
     proptest! {
         #[test]
+        fn a_failing_task_ends_after_as_many_retries_as_it_may_have(start in any::<i32>(), max in any::<i32>(), most in 1..i32::MAX) {
+            let mut used = start;
+            // from anywhere to the limit, not all the way
+            for _ in 0..100 {
+                match after_failure(used, max, most) {
+                    AfterFailure::Retry { retry_count, delay_seconds } => {
+                        prop_assert!(used < max && retry_count == used + 1);
+                        prop_assert!((1..=most).contains(&delay_seconds));
+                        used = retry_count;
+                    }
+                    AfterFailure::Fail => {
+                        prop_assert!(used >= max);
+                        break;
+                    }
+                }
+            }
+        }
+
+        #[test]
+        fn no_counter_lets_a_task_crash_the_server_for_ever(start in any::<i32>()) {
+            let mut interruptions = start.max(0);
+            let ends = (0..MOST_INTERRUPTIONS).any(|_| match after_interruption(interruptions, false) {
+                AfterInterruption::Reopen { interruptions: now } => {
+                    interruptions = now;
+                    false
+                }
+                AfterInterruption::GiveUp { .. } => true,
+            });
+            prop_assert!(ends);
+        }
+
+        #[test]
+        fn conflicts_are_forgiven_only_so_often(attempt in any::<i32>(), retries in any::<i32>()) {
+            // no overflow, and an end to it
+            prop_assert!(!may_run_again_at_once(attempt, retries) || i64::from(attempt) - i64::from(retries) <= i64::from(MOST_CONFLICTS));
+        }
+
+        #[test]
         fn delays_are_bounded_and_never_shrink(used in 0..i32::MAX - 1, most in 1..i32::MAX) {
             let delay = delay_seconds(used, most);
             prop_assert!((1..=most).contains(&delay));

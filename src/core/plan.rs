@@ -418,6 +418,19 @@ mod tests {
 
     proptest! {
         #[test]
+        fn times_at_their_ends_are_times(now in any::<i64>(), dues in prop::collection::vec(any::<i64>(), 0..6)) {
+            let demands: Vec<Demand> = dues
+                .iter()
+                .enumerate()
+                .map(|(index, &due)| Demand { due, ..demand(index, index as u32) })
+                .collect();
+            let result = plan(now, Limits { workers: 8, orphans: 0, waiting: 0 }, &[], &demands);
+            let due = demands.iter().filter(|demand| demand.due <= now).count();
+            prop_assert_eq!(result.start.len(), due);
+            prop_assert_eq!(result.next, dues.iter().copied().filter(|&due| due > now).min());
+        }
+
+        #[test]
         fn the_limit_holds_and_room_is_used(
             mut workers in prop::collection::vec(any_worker(), 0..8),
             mut demands in prop::collection::vec(any_demand(), 0..12),

@@ -52,23 +52,36 @@ impl Keeper {
             (known, registry.header.order)
         };
         let installed = self.is_installed()?;
+        let mut barred = Vec::new();
         let demands = if installed {
             if !known {
                 self.recover()?;
             }
             self.clear_orphans()?;
-            self.roles_with_work(seen)?
+            self.roles_with_work(&mut barred)?
         } else {
             registry::lock()?.forget_work(self.database, seen);
             Vec::new()
         };
+        self.tell(demands)?;
+        // Last, for a session of such a role that is still there can hold its rows: then another keeper comes back for them.
+        for (role, name, why) in barred {
+            self.fail_all_of(role, &name, why, seen)?;
+        }
+        let mut registry = registry::lock()?;
+        if let Some(database) = registry.database(self.database) {
+            database.visited = true;
+        }
+        registry.wake_launcher();
+        Ok(())
+    }
+
+    /// Lets workers start here, for those who have work.
+    fn tell(&self, demands: Vec<(Oid, i32)>) -> Result<()> {
         let mut registry = registry::lock()?;
         // Also where the extension is not installed: should it be, there is nothing to recover.
         match registry.add_database(self.database) {
-            Some(database) => {
-                database.recovered = true;
-                database.visited = true;
-            }
+            Some(database) => database.recovered = true,
             None => registry.header.overflow = true,
         }
         for (role, priority) in demands {
@@ -217,8 +230,11 @@ impl Keeper {
         Ok(())
     }
 
-    /// The roles that have open tasks, each with its best priority; those that cannot connect have their tasks failed.
-    fn roles_with_work(&self, seen: u64) -> Result<Vec<(Oid, i32)>> {
+    /// The roles that have open tasks, each with its best priority; those that cannot connect are `barred`.
+    fn roles_with_work(
+        &self,
+        barred: &mut Vec<(Oid, Vec<u8>, MayConnect)>,
+    ) -> Result<Vec<(Oid, i32)>> {
         let mut found = Vec::new();
         let mut after = None;
         loop {
@@ -239,8 +255,7 @@ impl Keeper {
             if may_connect == MayConnect::Yes {
                 found.push((role, priority));
             } else {
-                let name = name.as_ref().unwrap_or(&enqueued_as);
-                self.fail_all_of(role, name, may_connect, seen)?;
+                barred.push((role, name.unwrap_or(enqueued_as), may_connect));
             }
         }
     }

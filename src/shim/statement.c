@@ -19,6 +19,7 @@
 #include "pgstat.h"
 #include "replication/slot.h"
 #include "storage/ipc.h"
+#include "storage/lock.h"
 #include "storage/proc.h"
 #include "tcop/dest.h"
 #include "tcop/pquery.h"
@@ -29,6 +30,7 @@
 #include "utils/ps_status.h"
 #include "utils/snapmgr.h"
 #include "utils/timeout.h"
+#include "utils/timestamp.h"
 
 #include "guard.h"
 #include "statement.h"
@@ -97,11 +99,17 @@ start_run_timeout(int timeout_ms)
 	enable_timeout_after(run_timeout, timeout_ms);
 }
 
-static void
+/* Returns how many milliseconds were left, at least 1; 0 if it was not running. */
+static int
 stop_run_timeout(void)
 {
-	if (run_timeout != MAX_TIMEOUTS)
-		disable_timeout(run_timeout, false);
+	long		left;
+
+	if (run_timeout == MAX_TIMEOUTS || !get_timeout_active(run_timeout))
+		return 0;
+	left = (get_timeout_finish_time(run_timeout) - GetCurrentTimestamp()) / 1000;
+	disable_timeout(run_timeout, false);
+	return (int) Max(left, 1);
 }
 
 /* Whether log_statement wants these statements logged. Twin of check_log_statement. */
@@ -239,6 +247,8 @@ run_statement(RawStmt *statement, const char *sql, MemoryContext tree_context)
 static void
 finish_transaction(Run *run, bool implicit_block)
 {
+	int			left_ms;
+
 	/*
 	 * Deferred constraints and triggers now, not after before_commit: they may take their time, and what is done there
 	 * shall be the last before the commit. As at a commit, no statement_timeout applies to them.
@@ -246,8 +256,8 @@ finish_transaction(Run *run, bool implicit_block)
 	stop_statement_timeout();
 	AfterTriggerFireDeferred();
 
-	/* What follows is not the statements' own doing: no time limit applies. */
-	stop_run_timeout();
+	/* What follows is not the statements' own doing: no time limit of theirs applies. */
+	left_ms = stop_run_timeout();
 
 #ifdef XACT_FLAGS_NEEDIMMEDIATECOMMIT
 
@@ -269,10 +279,18 @@ finish_transaction(Run *run, bool implicit_block)
 	if (run->before_commit != NULL)
 		run->before_commit(run->arg);
 
+	/*
+	 * Cursors WITH HOLD run at the commit, and could run for ever. (Of statement_timeout they are
+	 * free in any session.) If the clock fires when all is done already, its cancel request is forgotten.
+	 */
+	if (left_ms > 0)
+		enable_timeout_after(run_timeout, left_ms);
+
 	if (implicit_block)
 		EndImplicitTransactionBlock();
 	CommitTransactionCommand();
 	run->committed = true;
+	(void) stop_run_timeout();
 }
 
 /*
@@ -467,6 +485,8 @@ pgbq_run_statements(const char *sql, MemoryContext error_context, int timeout_ms
 		debug_query_string = NULL;
 		AbortOutOfAnyTransaction();
 		PortalErrorCleanup();
+		/* advisory locks of the session have survived that: if they fill the server's table, the error could not be noted */
+		LockReleaseAll(USER_LOCKMETHOD, true);
 		if (MyReplicationSlot != NULL)
 			ReplicationSlotRelease();
 #if PG_VERSION_NUM >= 170000

@@ -4,12 +4,15 @@
 
 mod harness;
 
+mod attacks;
 mod copies;
 mod crash;
 mod crash_points;
 mod databases;
 mod encodings;
+mod extremes;
 mod faults;
+mod fuzz;
 mod isolation;
 mod limits;
 mod monitoring;
