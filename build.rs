@@ -25,7 +25,6 @@ const FUNCTIONS: &[&str] = &[
     "PreventCommandIfReadOnly",
     "RegisterXactCallback",
     "SetCurrentStatementStartTimestamp",
-    "StartTransactionCommand",
     // snapshot
     "GetTransactionSnapshot",
     "ActiveSnapshotSet",
@@ -195,6 +194,8 @@ fn generate_bindings(flags: &[String]) {
         .derive_debug(false)
         .layout_tests(false)
         .generate_comments(false)
+        // From 18 on the headers say _Noreturn where they can, which bindgen does not understand.
+        .clang_arg("-D_Noreturn=__attribute__((noreturn))")
         .blocklist_type("(__)?sigjmp_buf|__jmp_buf_tag|jmp_buf")
         .raw_line("pub type sigjmp_buf = u8;")
         .allowlist_function("pgbq_.*")

@@ -9,6 +9,7 @@
 #include "access/parallel.h"
 #include "access/stratnum.h"
 #include "access/xact.h"
+#include "access/xlog.h"
 #include "catalog/namespace.h"
 #include "catalog/dependency.h"
 #include "catalog/pg_authid.h"

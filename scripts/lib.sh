@@ -56,9 +56,15 @@ need_pg_config() {
         "postgresql-15 and postgresql-server-dev-15"
 }
 
-# Where builds for that PostgreSQL go: one directory each, so that changing PG_CONFIG mixes nothing up.
+# Where builds for that PostgreSQL go: one directory each, so that changing PG_CONFIG mixes nothing up. With
+# PGBQ_BUILD_DIR, to which the same goes for all: whoever builds for one after the other compiles what does
+# not depend on PostgreSQL only once.
 build_dir() {
     local version id
+    if [ -n "${PGBQ_BUILD_DIR:-}" ]; then
+        echo "$PGBQ_BUILD_DIR"
+        return
+    fi
     version=$("$PG_CONFIG" --version)
     id=$(printf '%s %s' "$PG_CONFIG" "$version" | cksum)
     version=${version#PostgreSQL }
@@ -69,6 +75,9 @@ library_suffix() { if [ "$(uname)" = Darwin ]; then echo dylib; else echo so; fi
 
 # The built library's path.
 release_library() { echo "$(build_dir)/release/lib$extension.$(library_suffix)"; }
+
+# The program that runs isolation tests; not every PostgreSQL comes with it.
+isolation_program() { echo "$(dirname "$("$PG_CONFIG" --pgxs)")/../test/isolation/pg_isolation_regress"; }
 
 need_cargo() {
     command -v cargo > /dev/null || die "cargo is not in the PATH: install Rust (https://rustup.rs)"

@@ -1,10 +1,14 @@
 -- What the extension consists of, and that all of it says what it is.
 
+-- Types that come with relations and types: members in their own right from 18 on
+CREATE TEMP VIEW types_of_types AS SELECT oid FROM pg_type WHERE typrelid <> 0 OR typelem <> 0;
+
 -- The objects that belong to it
 SELECT pg_describe_object(classid, objid, objsubid) AS object
 FROM pg_depend
 WHERE refclassid = 'pg_extension'::regclass AND deptype = 'e'
   AND refobjid = (SELECT oid FROM pg_extension WHERE extname = 'pg_background_queue')
+  AND NOT (classid = 'pg_type'::regclass AND objid IN (SELECT oid FROM types_of_types))
 ORDER BY pg_describe_object(classid, objid, objsubid) COLLATE "C";
 
 SELECT extversion, extrelocatable FROM pg_extension WHERE extname = 'pg_background_queue';
@@ -65,6 +69,7 @@ WITH members AS (
     SELECT classid, objid FROM pg_depend
     WHERE refclassid = 'pg_extension'::regclass AND deptype = 'e'
       AND refobjid = (SELECT oid FROM pg_extension WHERE extname = 'pg_background_queue')
+      AND NOT (classid = 'pg_type'::regclass AND objid IN (SELECT oid FROM types_of_types))
 ), tables AS (
     SELECT objid FROM members JOIN pg_class ON oid = objid
     WHERE classid = 'pg_class'::regclass AND relkind IN ('r', 'p', 'v')
@@ -103,5 +108,16 @@ FROM pg_settings WHERE name LIKE 'pg\_background\_queue.%' ORDER BY name COLLATE
 SET pg_background_queue.max_parallel_running_tasks_count = 0;
 SET pg_background_queue.retry_count = 1;
 ALTER ROLE CURRENT_USER SET pg_background_queue.retry_count = 1;
--- and there are no others
-SET pg_background_queue.no_such_setting = 1;
+-- and there are no others (before 15 no prefix could be reserved)
+DO $$
+DECLARE
+    refused boolean := false;
+BEGIN
+    BEGIN
+        SET pg_background_queue.no_such_setting = 1;
+    EXCEPTION WHEN invalid_name THEN
+        refused := true;
+    END;
+    ASSERT refused = (current_setting('server_version_num')::integer >= 150000);
+END
+$$;

@@ -87,6 +87,15 @@ pub fn database_name(database: Oid) -> Result<Option<Vec<u8>>> {
     })?))
 }
 
+/// Whether a database exists. Works without a database, too.
+///
+/// # Errors
+/// See [`extension_relation`].
+pub fn database_exists(database: Oid) -> Result<bool> {
+    // SAFETY: no pointers.
+    guard(|| unsafe { pg_sys::pgbq_database_exists(database) })
+}
+
 /// The name of a role.
 ///
 /// # Errors

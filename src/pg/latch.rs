@@ -1,7 +1,10 @@
 //! Latches: how one process wakes another.
 
+use std::ffi::CStr;
+
 use super::error::Result;
 use super::guard;
+use super::local::ProcessLocal;
 use crate::pg_sys;
 
 /// The latch of some process, as an address in shared memory; null is nobody's.
@@ -32,14 +35,48 @@ impl LatchRef {
     }
 }
 
+/// What pg_stat_activity shows while a process waits; before PostgreSQL 17 all are `Extension`.
+pub struct WaitEvent {
+    name: &'static CStr,
+    /// 0 until this process has asked for it.
+    number: ProcessLocal<u32>,
+}
+
+impl WaitEvent {
+    /// One of this name, which should be CamelCase, as the server's own.
+    pub const fn new(name: &'static CStr) -> Self {
+        Self {
+            name,
+            number: ProcessLocal::new(0),
+        }
+    }
+
+    /// [`wait`], shown as this.
+    ///
+    /// # Errors
+    /// An interrupt that is served meanwhile; the server has too many wait events.
+    pub fn wait(&self, timeout_ms: Option<i64>) -> Result<bool> {
+        if self.number.get() == 0 {
+            let name = self.name.as_ptr();
+            // SAFETY: a terminated static.
+            self.number
+                .set(guard(|| unsafe { pg_sys::pgbq_wait_event(name) })?);
+        }
+        wait_as(timeout_ms, self.number.get())
+    }
+}
+
 /// Waits until this process's latch is set, and resets it, or until so many milliseconds are over (`None`:
 /// for ever). True if it was the latch. The process exits if the postmaster dies.
 ///
 /// # Errors
 /// An interrupt that is served meanwhile.
 pub fn wait(timeout_ms: Option<i64>) -> Result<bool> {
+    wait_as(timeout_ms, pg_sys::PG_WAIT_EXTENSION)
+}
+
+fn wait_as(timeout_ms: Option<i64>, event: u32) -> Result<bool> {
     let timeout = timeout_ms.map_or(-1, |ms| ms.clamp(0, i64::from(i32::MAX)));
     // SAFETY: no pointers.
-    guard(|| unsafe { pg_sys::pgbq_wait(timeout as _, pg_sys::PG_WAIT_EXTENSION) })
-        .map(|set| set != 0)
+    guard(|| unsafe { pg_sys::pgbq_wait(timeout as _, event) }).map(|set| set != 0)
 }

@@ -40,7 +40,7 @@ impl Transaction {
         // SAFETY: no arguments.
         guard(|| unsafe { pg_sys::SetCurrentStatementStartTimestamp() })?;
         // SAFETY: no transaction is open: asserted by the server.
-        guard(|| unsafe { pg_sys::StartTransactionCommand() })?;
+        guard(|| unsafe { pg_sys::pgbq_start_transaction() })?;
         let mut transaction = Self {
             snapshot: None,
             memory,

@@ -8,7 +8,7 @@ use crate::core::plan::{self, Limits};
 use crate::pg::bgworker::pool::{self, SlotState, Ticket};
 use crate::pg::bgworker::{self, Definition, Handle, MainLoop, Next, Restart, Session, Started};
 use crate::pg::datum::Datum;
-use crate::pg::latch::{self, LatchRef};
+use crate::pg::latch::{LatchRef, WaitEvent};
 use crate::pg::mem::MemoryContext;
 use crate::pg::session::{self, Activity};
 use crate::pg::xact::{Durability, Transaction};
@@ -33,6 +33,9 @@ const VISIT_MICROSECONDS: i64 = 100_000;
 
 /// How long a database is left alone, in microseconds, after its keeper has failed; doubled each time.
 const KEEPER_FAILED_MICROSECONDS: i64 = 500_000;
+
+/// Waiting until there is something to do.
+static IDLE: WaitEvent = WaitEvent::new(c"PgBackgroundQueueLauncherMain");
 
 /// Registers the launcher with the postmaster. From `_PG_init`.
 ///
@@ -139,7 +142,7 @@ impl MainLoop for Launcher {
             .min();
         // rounded up: a millisecond too early would be a turn for nothing
         let timeout_ms = next.map(|next| (next - now).max(0).saturating_add(999) / 1000);
-        latch::wait(timeout_ms)?;
+        IDLE.wait(timeout_ms)?;
         Ok(Next::Again)
     }
 
@@ -267,7 +270,7 @@ impl Launcher {
         let mut gone = Vec::new();
         let transaction = Transaction::begin(Durability::Asynchronous)?;
         for oid in suspects {
-            if catalog::database_name(oid)?.is_none() {
+            if !catalog::database_exists(oid)? {
                 gone.push(oid);
             }
         }

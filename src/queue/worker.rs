@@ -13,19 +13,23 @@ use crate::pg::bgworker::pool::{self, Ticket};
 use crate::pg::bgworker::{self, MainLoop, Next, Session};
 use crate::pg::callback::{self, Catalog};
 use crate::pg::datum::Datum;
+use crate::pg::latch::WaitEvent;
 use crate::pg::local::ProcessLocal;
 use crate::pg::mem::MemoryContext;
 use crate::pg::session::{self, Activity};
 use crate::pg::table::Updated;
 use crate::pg::time;
 use crate::pg::xact::{self, Durability, Transaction};
-use crate::pg::{Error, Result, catalog, crash_point, guc, interrupt, latch, sqlstate, statement};
+use crate::pg::{Error, Result, catalog, crash_point, guc, interrupt, sqlstate, statement};
 
 /// Tasks after which a worker makes room for a fresh process: whatever leaks in a session leaks no further.
 const MOST_TASKS: u64 = 100_000;
 
 /// How long a row that somebody else holds is left alone, in microseconds.
 const LOCKED_ROW_MICROSECONDS: i64 = 1_000_000;
+
+/// Waiting for a task.
+static IDLE: WaitEvent = WaitEvent::new(c"PgBackgroundQueueWorkerMain");
 
 /// The main function of a worker process.
 ///
@@ -566,7 +570,7 @@ impl Worker {
             slot.payload.changed = idle_since;
         }
         session::report_statistics(true)?;
-        if latch::wait(Some(timeout_ms))? {
+        if IDLE.wait(Some(timeout_ms))? {
             let registry = registry::lock()?;
             if let Some(slot) = pool::find(registry.slots, self.ticket) {
                 slot.payload.idle = false;

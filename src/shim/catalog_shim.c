@@ -13,6 +13,9 @@
 #include "access/tableam.h"
 #include "catalog/dependency.h"
 #include "catalog/index.h"
+#if PG_VERSION_NUM < 140000
+#include "catalog/indexing.h"
+#endif
 #include "catalog/pg_authid.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_database.h"
@@ -26,6 +29,7 @@
 #include "utils/fmgroids.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
+#include "utils/relcache.h"
 #include "utils/syscache.h"
 
 #include "catalog_shim.h"
@@ -137,6 +141,27 @@ pgbq_databases(int *count)
 	table_endscan(scan);
 	table_close(relation, AccessShareLock);
 	return databases;
+}
+
+/*
+ * Whether the database exists; also without being connected to any, where up to 13 the syscache would look for an index
+ * that cannot be opened (as GetDatabaseTupleByOid).
+ */
+bool
+pgbq_database_exists(Oid database)
+{
+	Relation	catalog = table_open(DatabaseRelationId, AccessShareLock);
+	ScanKeyData key;
+	SysScanDesc scan;
+	bool		found;
+
+	ScanKeyInit(&key, Anum_pg_database_oid, BTEqualStrategyNumber, F_OIDEQ,
+				ObjectIdGetDatum(database));
+	scan = systable_beginscan(catalog, DatabaseOidIndexId, criticalSharedRelcachesBuilt, NULL, 1, &key);
+	found = HeapTupleIsValid(systable_getnext(scan));
+	systable_endscan(scan);
+	table_close(catalog, AccessShareLock);
+	return found;
 }
 
 /* Palloc'ed; NULL if there is no such role. */

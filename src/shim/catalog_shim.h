@@ -24,6 +24,7 @@ extern Oid	pgbq_owned_sequence(Oid relation);
 extern Oid	pgbq_column_type(Oid relation, AttrNumber attnum);
 extern Oid	pgbq_enum_label(Oid type, const char *label);
 extern PgbqDatabase *pgbq_databases(int *count);
+extern bool pgbq_database_exists(Oid database);
 extern char *pgbq_role_name(Oid role);
 extern PgbqMayConnect pgbq_may_connect(Oid role, Oid database);
 extern char *pgbq_session_fingerprint(Oid role, Oid database);

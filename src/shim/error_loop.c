@@ -24,6 +24,9 @@
 #include "utils/memutils.h"
 #include "utils/portal.h"
 #include "utils/timeout.h"
+#if PG_VERSION_NUM >= 180000
+#include "storage/aio_subsys.h"
+#endif
 
 #include "error_loop.h"
 
@@ -81,6 +84,9 @@ pgbq_error_loop(MemoryContext context, PgbqStep step, PgbqRecovered recovered, v
 		LWLockReleaseAll();
 		ConditionVariableCancelSleep();
 		pgstat_report_wait_end();
+#if PG_VERSION_NUM >= 180000
+		pgaio_error_cleanup();
+#endif
 		UnlockBuffers();
 		PortalErrorCleanup();
 		jit_reset_after_error();

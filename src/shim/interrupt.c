@@ -1,5 +1,5 @@
 /*
- * Interrupts, waiting, and the full abort.
+ * Interrupts, waiting, the start of a transaction and the full abort.
  *
  * It must be C: CHECK_FOR_INTERRUPTS is a macro, and the flags are volatile sig_atomic_t.
  */
@@ -11,11 +11,17 @@
 #include "storage/ipc.h"
 #include "storage/latch.h"
 #include "storage/pmsignal.h"
+#include "storage/proc.h"
 #include "storage/sinval.h"
 #include "tcop/pquery.h"
 #include "utils/guc.h"
 #include "utils/portal.h"
 #include "utils/timeout.h"
+#if PG_VERSION_NUM >= 140000
+#include "utils/wait_event.h"
+#else
+#include "pgstat.h"
+#endif
 
 #include "interrupt.h"
 
@@ -51,6 +57,17 @@ pgbq_config_reload_wanted(void)
 	return wanted;
 }
 
+/* A wait event of our own, the same number in every process; before 17 the one that all extensions share. */
+uint32
+pgbq_wait_event(const char *name)
+{
+#if PG_VERSION_NUM >= 170000
+	return WaitEventExtensionNew(name);
+#else
+	return PG_WAIT_EXTENSION;
+#endif
+}
+
 /*
  * Waits for this process's latch, at most so many milliseconds (for ever if negative), and resets it. Exits
  * if the postmaster dies. True if the latch was set.
@@ -74,6 +91,42 @@ void
 pgbq_forget_cancel(void)
 {
 	QueryCancelPending = false;
+}
+
+/*
+ * StartTransactionCommand for bookkeeping: transaction_timeout (17+), which a role or a task has set for its own sake and
+ * which ends the process, is not armed.
+ */
+void
+pgbq_start_transaction(void)
+{
+#if PG_VERSION_NUM >= 170000
+	int			save_timeout = TransactionTimeout;
+
+	/* the variable, not the setting, so that no GUC machinery can fail */
+	TransactionTimeout = 0;
+	PG_TRY();
+	{
+		StartTransactionCommand();
+	}
+	PG_FINALLY();
+	{
+		TransactionTimeout = save_timeout;
+	}
+	PG_END_TRY();
+#else
+	StartTransactionCommand();
+#endif
+}
+
+/* What follows in this transaction is not the doing of who set transaction_timeout. */
+void
+pgbq_stop_transaction_timeout(void)
+{
+#if PG_VERSION_NUM >= 170000
+	if (get_timeout_active(TRANSACTION_TIMEOUT))
+		disable_timeout(TRANSACTION_TIMEOUT, false);
+#endif
 }
 
 /*

@@ -12,6 +12,7 @@
 #include "utils/guc.h"
 #include "utils/portal.h"
 
+#include "interrupt.h"
 #include "session.h"
 
 /*
@@ -27,6 +28,8 @@ pgbq_reset_session(void)
 	/* DISCARD ALL relies on the above for the role; some versions leave the setting itself behind */
 	SetPGVariable("role", NIL, false);
 	ResetAllOptions();
+	/* in a transaction the default of the role is armed at once */
+	pgbq_stop_transaction_timeout();
 	DropAllPreparedStatements();
 	Async_UnlistenAll();
 	LockReleaseAll(USER_LOCKMETHOD, true);

@@ -33,6 +33,7 @@
 #include "utils/timestamp.h"
 
 #include "guard.h"
+#include "interrupt.h"
 #include "statement.h"
 
 /* The timeout of pgbq_run_statements, once it is registered in this process, and whether it has fired. */
@@ -194,6 +195,9 @@ run_statement(RawStmt *statement, const char *sql, MemoryContext tree_context)
 #if PG_VERSION_NUM >= 140000
 	pgstat_report_query_id(0, true);
 #endif
+#if PG_VERSION_NUM >= 180000
+	pgstat_report_plan_id(0, true);
+#endif
 	set_ps_display(GetCommandTagName(tag));
 
 	start_statement_timeout();
@@ -274,6 +278,7 @@ finish_transaction(Run *run, bool implicit_block)
 	}
 #endif
 
+	pgbq_stop_transaction_timeout();
 	CommandCounterIncrement();
 	Assert(!ActiveSnapshotSet());
 	if (run->before_commit != NULL)

@@ -483,6 +483,7 @@ fn pg_stat_activity_shows_the_query_to_those_who_may_see_it() {
         )
         .expect("the launcher");
     assert_eq!(row.get::<_, &str>(0), "pg_background_queue launcher");
+    assert_eq!(row.get::<_, &str>(1), "Extension");
     unlock_gate(&mut client);
     wait_state(&mut client, id, "finished");
     wait_until("the worker to have no task in its name", || {
@@ -491,6 +492,40 @@ fn pg_stat_activity_shows_the_query_to_those_who_may_see_it() {
                 && worker.application_name == "pg_background_queue"
                 && worker.state.as_deref() == Some("idle")
         })
+    });
+}
+
+#[test]
+fn processes_that_wait_say_for_what() {
+    let server = server(2);
+    let mut client = server.superuser();
+    let id = enqueue(&mut client, "SELECT 1");
+    wait_state(&mut client, id, "finished");
+    let version: i32 = scalar(
+        &mut client,
+        "SELECT current_setting('server_version_num')::int",
+        &[],
+    );
+    let (launcher, worker) = if version < 170_000 {
+        // extensions have no names of their own
+        ("Extension", "Extension")
+    } else {
+        (
+            "PgBackgroundQueueLauncherMain",
+            "PgBackgroundQueueWorkerMain",
+        )
+    };
+    wait_until("launcher and worker to wait", || {
+        let waiting: String = scalar(
+            &mut client,
+            "SELECT coalesce(string_agg(concat_ws(' ', backend_type, wait_event_type, wait_event), ', ' ORDER BY backend_type), '') \
+             FROM pg_stat_activity WHERE backend_type LIKE 'pg_background_queue%'",
+            &[],
+        );
+        waiting
+            == format!(
+                "pg_background_queue launcher Extension {launcher}, pg_background_queue worker Extension {worker}"
+            )
     });
 }
 

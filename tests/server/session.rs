@@ -581,6 +581,74 @@ fn timeouts_of_the_role_do_not_reach_the_bookkeeping() {
     );
 }
 
+/// From 17 on; it ends the process, so a worker would be gone with a task that had finished.
+#[test]
+fn the_transaction_timeout_of_a_task_does_not_reach_the_bookkeeping() {
+    let server = one_worker();
+    let mut client = server.superuser();
+    let version: i32 = scalar(
+        &mut client,
+        "SELECT current_setting('server_version_num')::int",
+        &[],
+    );
+    if version < 170_000 {
+        println!("skipped: no transaction_timeout before 17");
+        return;
+    }
+    let mut holder = server.superuser();
+    for (last, state) in [
+        ("SET transaction_timeout = '1s'", "finished"),
+        // set and committed, and not in force in the transaction that fails
+        (
+            "DO $$ BEGIN SET transaction_timeout = '1s'; COMMIT; SET LOCAL transaction_timeout = 0; PERFORM 1/0; END $$",
+            "failed",
+        ),
+    ] {
+        run(&mut holder, "SELECT pg_advisory_lock(77)");
+        let gate =
+            "DO $$ BEGIN PERFORM pg_advisory_lock(77); PERFORM pg_advisory_unlock(77); END $$";
+        // a DO block that commits must be alone
+        let sql = if state == "failed" {
+            last.replace(
+                "BEGIN",
+                "BEGIN PERFORM pg_advisory_lock(77); PERFORM pg_advisory_unlock(77);",
+            )
+        } else {
+            format!("{gate}; {last}")
+        };
+        let id = enqueue(&mut client, &sql);
+        let waits_for = |client: &mut Client, what: &str| {
+            workers(client)
+                .iter()
+                .find(|worker| worker.wait_event.as_deref() == Some(what))
+                .map(|worker| worker.pid)
+        };
+        wait_until("the task to wait for the gate", || {
+            waits_for(&mut client, "advisory").is_some()
+        });
+        let pid = waits_for(&mut client, "advisory");
+        run(
+            &mut holder,
+            &format!("BEGIN; SELECT FROM pg_background_tasks WHERE id = {id} FOR UPDATE"),
+        );
+        run(&mut holder, "SELECT pg_advisory_unlock(77)");
+        wait_until("the worker to wait for the row", || {
+            waits_for(&mut client, "tuple").is_some()
+        });
+        run(&mut holder, "SELECT pg_sleep(1.5); COMMIT");
+        let done = wait_closed(&mut client, id);
+        assert_eq!(done.state, state, "{}", done.errors());
+        assert_eq!(state == "failed", done.errors().starts_with("22012"));
+        assert_eq!(
+            pid,
+            workers(&mut client)
+                .iter()
+                .find(|w| w.kind == "worker")
+                .map(|w| w.pid)
+        );
+    }
+}
+
 #[test]
 fn the_log_names_role_database_and_application() {
     let server = Server::builder()
@@ -642,7 +710,7 @@ fn sslinfo_and_the_keepalive_settings_do_no_harm() {
     let mut alice = server.connect("alice", "postgres");
     run_task(
         &mut alice,
-        "SET tcp_keepalives_idle = 10; SET client_connection_check_interval = 0; SHOW tcp_keepalives_idle; \
+        "SET tcp_keepalives_idle = 10; SELECT set_config(name, '0', false) FROM pg_settings WHERE name = 'client_connection_check_interval'; SHOW tcp_keepalives_idle; \
          SELECT inet_client_addr(), inet_server_port(); SELECT * FROM pg_stat_ssl; \
          SELECT * FROM pg_stat_gssapi; DO $$ BEGIN RAISE NOTICE 'to nobody'; END $$",
     );

@@ -71,6 +71,11 @@ fn install_old(client: &mut Client, schema: &str, enum_name: &str) {
                      FROM pg_depend AS d, pg_identify_object(d.classid, d.objid, 0) AS i
                      WHERE d.deptype = 'e'
                      AND d.refobjid = (SELECT oid FROM pg_extension WHERE extname = 'pg_background_queue')
+                     -- from 18 on these are members, too, and cannot be dropped for themselves
+                     AND NOT EXISTS (
+                         SELECT FROM pg_type AS t
+                         WHERE d.classid = 'pg_type'::regclass AND t.oid = d.objid AND (t.typrelid <> 0 OR t.typelem <> 0)
+                     )
                  );
                  member text;
              BEGIN
@@ -644,6 +649,11 @@ fn objects_in_the_way_of_the_update_are_named() {
     ] {
         run(&mut client, create);
         let error = refusal(&mut client, "ALTER EXTENSION pg_background_queue UPDATE");
+        // before 15 a generated column depends on others in another way, and the server itself refuses
+        if error.message() == "cannot alter type of a column used by a generated column" {
+            run(&mut client, drop);
+            continue;
+        }
         assert_eq!(
             error.code(),
             &SqlState::DEPENDENT_OBJECTS_STILL_EXIST,

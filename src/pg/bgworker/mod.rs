@@ -150,7 +150,10 @@ pub fn connect(session: Session, application_name: &CStr) -> Result<()> {
         Session::Role(database, role) => (database, role),
     };
     // SAFETY: no pointers that are not null.
-    guard(|| unsafe { pg_sys::BackgroundWorkerInitializeConnectionByOid(database, role, 0) })?;
+    guard(|| unsafe {
+        let flags = pg_sys::PGBQ_CONNECT_FLAGS;
+        pg_sys::BackgroundWorkerInitializeConnectionByOid(database, role, flags)
+    })?;
     guc::set_default(c"application_name", application_name.to_bytes())?;
     if database != super::INVALID_OID {
         let transaction = super::xact::Transaction::begin(super::xact::Durability::Session)?;

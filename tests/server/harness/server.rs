@@ -513,29 +513,44 @@ impl Drop for Server {
     }
 }
 
-/// Where the programs of the PostgreSQL under test are: `$PG_CONFIG`, else `pg_config` in the path,
-/// else Debian's 15.
+/// What `pg_config` of the PostgreSQL under test answers: `$PG_CONFIG`, else the one in the path, else that of Debian's 15.
+fn pg_config(question: &str) -> PathBuf {
+    static PROGRAM: OnceLock<String> = OnceLock::new();
+    let ask = |program: &str, question: &str| -> Option<PathBuf> {
+        let output = Command::new(program).arg(question).output().ok()?;
+        let text = String::from_utf8(output.stdout).ok()?;
+        output
+            .status
+            .success()
+            .then(|| PathBuf::from(text.trim_end()))
+    };
+    let program = PROGRAM.get_or_init(|| {
+        if let Ok(program) = std::env::var("PG_CONFIG") {
+            return program;
+        }
+        let has_server = |program: &str| {
+            ask(program, "--bindir").is_some_and(|dir| dir.join("postgres").exists())
+        };
+        ["pg_config", "/usr/lib/postgresql/15/bin/pg_config"]
+            .into_iter()
+            .find(|program| has_server(program))
+            .expect("pg_config, in PATH or named by PG_CONFIG")
+            .to_owned()
+    });
+    ask(program, question)
+        .unwrap_or_else(|| panic!("PG_CONFIG={program} does not tell where PostgreSQL is"))
+}
+
+/// Where the programs of the PostgreSQL under test are.
 fn bin_dir() -> &'static Path {
     static BIN_DIR: OnceLock<PathBuf> = OnceLock::new();
-    BIN_DIR.get_or_init(|| {
-        let ask = |program: &str| -> Option<PathBuf> {
-            let output = Command::new(program).arg("--bindir").output().ok()?;
-            let text = String::from_utf8(output.stdout).ok()?;
-            output
-                .status
-                .success()
-                .then(|| PathBuf::from(text.trim_end()))
-        };
-        if let Ok(program) = std::env::var("PG_CONFIG") {
-            return ask(&program).unwrap_or_else(|| {
-                panic!("PG_CONFIG={program} does not tell where PostgreSQL is")
-            });
-        }
-        ask("pg_config")
-            .filter(|dir| dir.join("postgres").exists())
-            .or_else(|| ask("/usr/lib/postgresql/15/bin/pg_config"))
-            .expect("pg_config, in PATH or named by PG_CONFIG")
-    })
+    BIN_DIR.get_or_init(|| pg_config("--bindir"))
+}
+
+/// Where its client library is.
+fn lib_dir() -> &'static Path {
+    static LIB_DIR: OnceLock<PathBuf> = OnceLock::new();
+    LIB_DIR.get_or_init(|| pg_config("--libdir"))
 }
 
 /// The user and group that run the server when we are root, which PostgreSQL refuses to be.
@@ -569,6 +584,8 @@ fn as_server_user(program: &Path) -> Command {
         }
     }
     command.env("LC_ALL", "C");
+    // Modules such as libpqwalreceiver, in builds that can be moved, else take the machine's own libpq.
+    command.env("LD_LIBRARY_PATH", lib_dir());
     if let Some((uid, gid)) = server_user() {
         command.uid(uid).gid(gid);
     }
