@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::{Attack, Either, Fails, Field, Finished};
-use crate::harness::{enqueue, run, scalar, task, wait_closed, wait_for, wait_until};
+use crate::harness::{enqueue, run, scalar, wait_closed, wait_until};
 
 const TRANSACTIONS: &[Attack] = &[
     (
@@ -274,6 +274,9 @@ fn a_task_can_do_no_more_to_its_own_row_than_its_role_can() {
     assert_eq!(effects, 1);
     field.survive();
     let victim = field.victims[0];
-    assert_eq!(task(&mut field.client, victim).state, "finished");
+    assert_eq!(
+        crate::harness::task(&mut field.client, victim).state,
+        "finished"
+    );
     field.end();
 }
