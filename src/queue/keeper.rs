@@ -213,8 +213,16 @@ impl Keeper {
                         && row.state == State::Running
                         && row.attempt == attempt
                 });
-                if let Some(row) = row {
-                    let cancelled = registry::lock()?.is_cancelled(ticket, task);
+                let Some(row) = row else { continue };
+                let cancelled = registry::lock()?.is_cancelled(ticket, task);
+                // that the row could not be written (the disk was full) is none of the task's doing
+                let next = outcome::after_interruption(row.interruptions, false);
+                if let AfterInterruption::Reopen { interruptions } = next
+                    && work.broken
+                    && !cancelled
+                {
+                    store.reopen(&row, interruptions)?;
+                } else {
                     process::attempt_failed(&store, &row, &terminated_error(), cancelled)?;
                 }
             }

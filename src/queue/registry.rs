@@ -83,6 +83,8 @@ pub struct Work {
     pub suspect: bool,
     /// A keeper has come to the end of its visit.
     pub over: bool,
+    /// It gave up because it could not write the task's row.
+    pub broken: bool,
     /// Its task was cancelled.
     pub cancelled: bool,
     /// Its task has failed, and is about to be marked: it is too late to cancel that attempt.
@@ -481,6 +483,7 @@ impl Work {
             leaving: false,
             suspect: false,
             over: false,
+            broken: false,
             cancelled: false,
             ending: false,
             task: 0,

@@ -142,7 +142,12 @@ impl MainLoop for Worker {
 
     fn recovered(&mut self) -> Result<()> {
         // An error that is no task's: what was half done is cleared away by a keeper, once this process is gone.
-        process::failed_start(&mut registry::lock()?, self.key);
+        let mut registry = registry::lock()?;
+        if let Some(slot) = pool::find(registry.slots, self.ticket) {
+            slot.payload.broken = true;
+        }
+        process::failed_start(&mut registry, self.key);
+        drop(registry);
         bgworker::exit(1)
     }
 }
