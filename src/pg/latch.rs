@@ -17,6 +17,11 @@ impl LatchRef {
     /// Nobody's.
     pub const NOBODY: Self = Self(std::ptr::null_mut());
 
+    /// The latch at an address in shared memory, or null.
+    pub(super) fn new(latch: *mut pg_sys::Latch) -> Self {
+        Self(latch)
+    }
+
     /// This process's own, once it has its PGPROC.
     pub fn mine() -> Self {
         // SAFETY: reads a global.
@@ -32,14 +37,82 @@ impl LatchRef {
     }
 }
 
+/// What a process waits for, as pg_stat_activity shows it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct WaitEvent(u32);
+
+impl WaitEvent {
+    /// What extensions wait for: `Extension`.
+    pub const EXTENSION: Self = Self(pg_sys::PG_WAIT_EXTENSION);
+
+    /// An event of this name, as far as the server knows such (17 and later); else [`EXTENSION`](Self::EXTENSION).
+    ///
+    /// # Errors
+    /// Too many names.
+    pub fn named(name: &'static std::ffi::CStr) -> Result<Self> {
+        #[cfg(any(pg17, pg18))]
+        {
+            let name = name.as_ptr();
+            // SAFETY: a terminated static.
+            guard(|| unsafe { pg_sys::WaitEventExtensionNew(name) }).map(Self)
+        }
+        #[cfg(not(any(pg17, pg18)))]
+        {
+            let _ = name;
+            Ok(Self::EXTENSION)
+        }
+    }
+
+    pub(super) fn number(self) -> u32 {
+        self.0
+    }
+}
+
+/// Why [`wait_or_death`] has returned.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Woken {
+    /// The latch was set.
+    Latch,
+    /// The time is over.
+    TimedOut,
+    /// The postmaster is gone.
+    PostmasterDied,
+}
+
 /// Waits until this process's latch is set, and resets it, or until so many milliseconds are over (`None`:
 /// for ever). True if it was the latch. The process exits if the postmaster dies.
 ///
 /// # Errors
-/// An interrupt that is served meanwhile.
+/// None known: interrupts set the latch, and are served by [`interrupt::check`](super::interrupt::check).
 pub fn wait(timeout_ms: Option<i64>) -> Result<bool> {
-    let timeout = timeout_ms.map_or(-1, |ms| ms.clamp(0, i64::from(i32::MAX)));
+    wait_for(WaitEvent::EXTENSION, timeout_ms)
+}
+
+/// As [`wait`], for something that has a name.
+///
+/// # Errors
+/// As [`wait`].
+pub fn wait_for(event: WaitEvent, timeout_ms: Option<i64>) -> Result<bool> {
+    let timeout = timeout_of(timeout_ms);
     // SAFETY: no pointers.
-    guard(|| unsafe { pg_sys::pgbq_wait(timeout as _, pg_sys::PG_WAIT_EXTENSION) })
-        .map(|set| set != 0)
+    guard(|| unsafe { pg_sys::pgbq_wait(timeout as _, event.0) }).map(|set| set != 0)
+}
+
+/// As [`wait`], but the postmaster's death is an answer (`WL_POSTMASTER_DEATH`, storage/latch.h).
+///
+/// # Errors
+/// As [`wait`].
+pub fn wait_or_death(event: WaitEvent, timeout_ms: Option<i64>) -> Result<Woken> {
+    let timeout = timeout_of(timeout_ms);
+    // SAFETY: no pointers.
+    let woken = guard(|| unsafe { pg_sys::pgbq_wait_or_death(timeout as _, event.0) })?;
+    Ok(match woken {
+        pg_sys::PGBQ_POSTMASTER_DIED => Woken::PostmasterDied,
+        pg_sys::PGBQ_TIMED_OUT => Woken::TimedOut,
+        _ => Woken::Latch,
+    })
+}
+
+fn timeout_of(timeout_ms: Option<i64>) -> i64 {
+    timeout_ms.map_or(-1, |ms| ms.clamp(0, i64::from(i32::MAX)))
 }

@@ -12,7 +12,7 @@ use std::alloc::Layout;
 use super::topics::{self, Rules, TopicId};
 use crate::core::plan;
 use crate::pg::bgworker;
-use crate::pg::bgworker::pool::{self, Slot, SlotState, Ticket};
+use crate::pg::bgworker::pool::{self, Pool, Slot, SlotState, Ticket};
 use crate::pg::latch::LatchRef;
 use crate::pg::local::ProcessLocal;
 use crate::pg::lwlock::{Held, LwLock};
@@ -61,16 +61,12 @@ impl Key {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(C)]
 pub struct Work {
-    /// It has opened its session.
-    pub connected: bool,
     /// It waits for work.
     pub idle: bool,
     /// It has been told to leave.
     pub leaving: bool,
     /// It holds the turn of the tasks that were cut off by a crash.
     pub suspect: bool,
-    /// A keeper has come to the end of its visit.
-    pub over: bool,
     /// Its task was cancelled.
     pub cancelled: bool,
     /// Its task has failed, and is about to be marked: it is too late to cancel that attempt.
@@ -358,17 +354,14 @@ pub fn startup() -> Result<()> {
                 database_count: 0,
             });
             for i in 0..addresses.slot_count {
-                addresses.slots.add(i).write(Slot {
-                    state: SlotState::Free,
-                    generation: 0,
-                    pid: 0,
-                    latch: LatchRef::NOBODY,
-                    key: Key {
-                        database: 0,
-                        role: 0,
-                    },
-                    payload: Work::new(),
-                });
+                let nobody = Key {
+                    database: 0,
+                    role: 0,
+                };
+                addresses
+                    .slots
+                    .add(i)
+                    .write(pool::free_slot(nobody, Work::new()));
             }
         }
     }
@@ -380,11 +373,9 @@ impl Work {
     /// Of a process that does nothing yet.
     pub const fn new() -> Self {
         Self {
-            connected: false,
             idle: false,
             leaving: false,
             suspect: false,
-            over: false,
             cancelled: false,
             ending: false,
             task: 0,
@@ -440,6 +431,26 @@ impl Drop for Registry {
     /// The lock is released by its guard. That there is a `drop` keeps the parts from being moved out, and what is
     /// borrowed from them from outliving the lock.
     fn drop(&mut self) {}
+}
+
+/// The processes, as a pool of the worker kit; the launcher owns them.
+pub struct Processes;
+
+/// See [`Processes`].
+pub static PROCESSES: Processes = Processes;
+
+impl Pool for Processes {
+    type Key = Key;
+    type Payload = Work;
+
+    fn with<R>(&self, f: impl FnOnce(&mut [WorkerSlot]) -> R) -> Result<R> {
+        Ok(f(lock()?.slots))
+    }
+
+    /// A task, which stands as `running` in the table, for a keeper to clear away.
+    fn leaves_something(work: &Work) -> bool {
+        work.task != 0
+    }
 }
 
 /// The error of every function when there is no registry.
@@ -638,33 +649,12 @@ impl Registry {
         }
     }
 
-    /// The process of a slot is gone or will not come. What it ran is left for a keeper to clear away.
-    pub fn abandon(slot: &mut WorkerSlot) {
-        if slot.payload.task == 0 {
-            pool::release(slot);
-        } else {
-            slot.state = SlotState::Orphaned;
-            slot.pid = 0;
-            slot.latch = LatchRef::NOBODY;
-            slot.payload.suspect = false;
-        }
-    }
-
-    /// Gives up the slots whose processes are gone without having said so. (One that has not opened its session yet cannot
-    /// be seen; its exit callback says so.)
+    /// Gives up the slots whose processes are gone without having said so.
     ///
     /// # Errors
     /// None known.
     pub fn calibrate(&mut self) -> Result<()> {
-        for slot in self.slots.iter_mut() {
-            if slot.state == SlotState::Attached
-                && slot.payload.connected
-                && !bgworker::is_alive(slot.pid)?
-            {
-                Self::abandon(slot);
-            }
-        }
-        Ok(())
+        pool::bury::<Processes>(self.slots)
     }
 
     /// Workers that are there or asked for, with the orphans that still take a place.
@@ -946,7 +936,7 @@ impl Registry {
         });
         match found {
             // its keeper will see it
-            Some(slot) if slot.state == SlotState::Orphaned => {
+            Some(slot) if matches!(slot.state, SlotState::Ended | SlotState::Orphaned) => {
                 slot.payload.cancelled = true;
                 Cancelled::Yes
             }
@@ -1013,7 +1003,7 @@ impl Registry {
                     SlotState::Registered => plan::Phase::Starting,
                     SlotState::Attached if slot.payload.idle => plan::Phase::Idle,
                     SlotState::Attached => plan::Phase::Busy,
-                    SlotState::Free | SlotState::Orphaned => return None,
+                    SlotState::Free | SlotState::Ended | SlotState::Orphaned => return None,
                 };
                 Some(plan::Worker {
                     slot: i,

@@ -2,22 +2,23 @@
 
 use std::collections::VecDeque;
 
-use super::registry::{self, Beginning, Begun, Key, MayStart, Registry, UNTIL_TOLD};
+use super::registry::{self, Beginning, Begun, Key, MayStart, PROCESSES, Registry, UNTIL_TOLD};
 use super::store::{Candidate, Place, State, Store, Task};
 use super::topics::{self, Rules, TopicId};
 use super::{process, settings};
 use crate::core::{errors, outcome};
-use crate::pg::bgworker::pool::{self, Ticket};
-use crate::pg::bgworker::{self, MainLoop, Next, Session};
+use crate::pg::bgworker::pool::{self, Member, Ticket};
+use crate::pg::bgworker::{self, MainLoop, Next, Session, Setup};
 use crate::pg::callback::{self, Catalog};
 use crate::pg::datum::Datum;
+use crate::pg::latch::{self, WaitEvent};
 use crate::pg::local::ProcessLocal;
 use crate::pg::mem::MemoryContext;
 use crate::pg::session::{self, Activity};
 use crate::pg::table::Updated;
 use crate::pg::time;
 use crate::pg::xact::{Durability, Transaction};
-use crate::pg::{Error, Result, catalog, guc, interrupt, latch, sqlstate, statement};
+use crate::pg::{Error, Result, catalog, guc, interrupt, sqlstate, statement};
 
 /// Candidates that one look into the table brings.
 const BATCH: usize = 32;
@@ -33,19 +34,17 @@ const LOCKED_ROW_MICROSECONDS: i64 = 1_000_000;
 /// # Errors
 /// End the process; what it held is found by a keeper.
 pub fn main(argument: Datum) -> Result<()> {
-    let Some((ticket, key)) = process::begin(argument)? else {
+    let Some(member) = Member::attach(&PROCESSES, argument)? else {
         return Ok(());
     };
+    let (ticket, key) = (member.ticket(), member.key());
     let generation = registry::lock()?.header.generations.of(key);
-    bgworker::connect(
-        Session::Role(key.database, key.role),
-        c"pg_background_queue",
-    )?;
+    let process = Setup::new(Session::Role(key.database, key.role))
+        .application_name(super::NAME)
+        .begin()?;
     let fingerprint = watch_session(key)?;
-    process::connected(ticket)?;
-    session::report_activity(Activity::Idle)?;
+    member.ready()?;
 
-    let context = MemoryContext::new("pg_background_queue worker")?;
     let mut worker = Worker {
         ticket,
         key,
@@ -65,7 +64,7 @@ pub fn main(argument: Datum) -> Result<()> {
         idle_since: None,
     };
     worker.announce()?;
-    bgworker::run(&context, &mut worker);
+    process.run(&mut worker);
     Ok(())
 }
 
@@ -527,7 +526,8 @@ impl Worker {
             slot.payload.changed = idle_since;
         }
         session::report_statistics(true)?;
-        if latch::wait(Some(timeout_ms))? {
+        let event = WaitEvent::named(c"BackgroundQueueWorkerIdle")?;
+        if latch::wait_for(event, Some(timeout_ms))? {
             let registry = registry::lock()?;
             if let Some(slot) = pool::find(registry.slots, self.ticket) {
                 slot.payload.idle = false;

@@ -9,6 +9,7 @@ mod crash;
 mod databases;
 mod encodings;
 mod isolation;
+mod kit;
 mod limits;
 mod monitoring;
 mod not_preloaded;
