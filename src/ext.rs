@@ -2,9 +2,8 @@
 
 use crate::pg::fmgr::Call;
 use crate::pg::{Result, boundary, callback, control, install_panic_hook, shmem};
-use crate::pg_function;
-use crate::pg_sys::Datum;
 use crate::queue::{enqueue, keeper, launcher, manage, registry, settings, store, wake, worker};
+use crate::{pg_function, worker_main};
 
 /// The magic block (fmgr.h): for which server the library was built.
 #[unsafe(no_mangle)]
@@ -23,10 +22,9 @@ pub extern "C-unwind" fn _PG_init() {
         if !control::is_preloading() {
             return Ok(());
         }
-        shmem::hooks(
-            || boundary(registry::request),
-            || boundary(registry::startup),
-        );
+        shmem::hooks(|| boundary(request), || boundary(startup));
+        #[cfg(feature = "pg_test")]
+        crate::test_surface::proof::preload()?;
         callback::on_utility(wake::utility_done, wake::empty_database);
         // pg_upgrade's servers run nothing
         if !control::is_binary_upgrade() {
@@ -36,23 +34,23 @@ pub extern "C-unwind" fn _PG_init() {
     });
 }
 
-/// The main function of the launcher process.
-#[unsafe(no_mangle)]
-pub extern "C-unwind" fn pg_background_queue_launcher_main(argument: Datum) {
-    boundary(|| launcher::main(argument));
+fn request() -> Result<()> {
+    registry::request()?;
+    #[cfg(feature = "pg_test")]
+    crate::test_surface::proof::request()?;
+    Ok(())
 }
 
-/// The main function of a worker process.
-#[unsafe(no_mangle)]
-pub extern "C-unwind" fn pg_background_queue_worker_main(argument: Datum) {
-    boundary(|| worker::main(argument));
+fn startup() -> Result<()> {
+    registry::startup()?;
+    #[cfg(feature = "pg_test")]
+    crate::test_surface::proof::startup()?;
+    Ok(())
 }
 
-/// The main function of a keeper process.
-#[unsafe(no_mangle)]
-pub extern "C-unwind" fn pg_background_queue_keeper_main(argument: Datum) {
-    boundary(|| keeper::main(argument));
-}
+worker_main!(pg_background_queue_launcher_main, launcher::main);
+worker_main!(pg_background_queue_worker_main, worker::main);
+worker_main!(pg_background_queue_keeper_main, keeper::main);
 
 fn enqueue_task(call: &Call) -> Result<i64> {
     let options = enqueue::Options {

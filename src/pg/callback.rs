@@ -54,19 +54,19 @@ pub fn at_transaction_end(f: fn(Ended)) -> Result<()> {
 /// More than one extension's layers ever ask for.
 const MOST_AT_EXIT: usize = 4;
 
-type AtExit = [Option<fn()>; MOST_AT_EXIT];
+type AtExit = [Option<fn(i32)>; MOST_AT_EXIT];
 static AT_EXIT: ProcessLocal<AtExit> = ProcessLocal::new([None; MOST_AT_EXIT]);
 
-/// Calls `f` when this process exits, with shared memory still attached and, if it connects to a database after the
+/// Calls `f` with the exit code when this process exits, with shared memory still attached and, if it connects to a database after the
 /// first call of this function, its transaction already aborted (`before_shmem_exit`: the last registered is called first).
 /// Asking twice for the same is asking once.
 ///
 /// # Errors
 /// Too many callbacks.
-pub fn at_exit(f: fn()) -> Result<()> {
-    extern "C-unwind" fn call(_code: i32, _arg: Datum) {
+pub fn at_exit(f: fn(i32)) -> Result<()> {
+    extern "C-unwind" fn call(code: i32, _arg: Datum) {
         for f in AT_EXIT.get().into_iter().rev().flatten() {
-            contained(f);
+            contained(|| f(code));
         }
     }
     let mut wanted = AT_EXIT.get();

@@ -45,8 +45,14 @@ pub mod sqlstate {
     pub const NULL_VALUE_NOT_ALLOWED: SqlState = SqlState::new(b"22004");
     /// `invalid_authorization_specification`
     pub const INVALID_AUTHORIZATION: SqlState = SqlState::new(b"28000");
+    /// `active_sql_transaction`
+    pub const ACTIVE_SQL_TRANSACTION: SqlState = SqlState::new(b"25001");
+    /// `in_failed_sql_transaction`
+    pub const IN_FAILED_SQL_TRANSACTION: SqlState = SqlState::new(b"25P02");
     /// `insufficient_privilege`
     pub const INSUFFICIENT_PRIVILEGE: SqlState = SqlState::new(b"42501");
+    /// `datatype_mismatch`
+    pub const DATATYPE_MISMATCH: SqlState = SqlState::new(b"42804");
     /// `undefined_object`
     pub const UNDEFINED_OBJECT: SqlState = SqlState::new(b"42704");
     /// `undefined_table`

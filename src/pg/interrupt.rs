@@ -1,6 +1,17 @@
-//! Cancels: which of a process's doings they may hit.
+//! Interrupts, and which of a process's doings a cancel may hit.
 
+use super::error::Result;
+use super::guard;
 use crate::pg_sys;
+
+/// Serves interrupts (`CHECK_FOR_INTERRUPTS`, miscadmin.h): in code that waits or takes long, below a main loop or in a backend.
+///
+/// # Errors
+/// A cancel; a termination ends the process.
+pub fn check() -> Result<()> {
+    // SAFETY: no arguments.
+    guard(|| unsafe { pg_sys::pgbq_check() })
+}
 
 /// Holds back cancels (`pg_cancel_backend`, statement timeouts) from now on; termination is not. An abort, too, lets them in
 /// again: to be called at the beginning of each round of a main loop.

@@ -1,10 +1,7 @@
 //! Latches: how one process wakes another.
 
-use std::ffi::CStr;
-
 use super::error::Result;
 use super::guard;
-use super::local::ProcessLocal;
 use crate::pg_sys;
 
 /// The latch of some process, as an address in shared memory; null is nobody's.
@@ -19,6 +16,11 @@ pub struct LatchRef(*mut pg_sys::Latch);
 impl LatchRef {
     /// Nobody's.
     pub const NOBODY: Self = Self(std::ptr::null_mut());
+
+    /// The latch at an address in shared memory, or null.
+    pub(super) fn new(latch: *mut pg_sys::Latch) -> Self {
+        Self(latch)
+    }
 
     /// This process's own, once it has its PGPROC.
     pub fn mine() -> Self {
@@ -35,48 +37,74 @@ impl LatchRef {
     }
 }
 
-/// What pg_stat_activity shows while a process waits; before PostgreSQL 17 all are `Extension`.
-pub struct WaitEvent {
-    name: &'static CStr,
-    /// 0 until this process has asked for it.
-    number: ProcessLocal<u32>,
-}
+/// What a process waits for, as pg_stat_activity shows it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct WaitEvent(u32);
 
 impl WaitEvent {
-    /// One of this name, which should be CamelCase, as the server's own.
-    pub const fn new(name: &'static CStr) -> Self {
-        Self {
-            name,
-            number: ProcessLocal::new(0),
-        }
-    }
+    /// What extensions wait for: `Extension`.
+    pub const EXTENSION: Self = Self(pg_sys::PG_WAIT_EXTENSION);
 
-    /// [`wait`], shown as this.
+    /// An event of this name, as far as the server knows such (17 and later); else [`EXTENSION`](Self::EXTENSION).
     ///
     /// # Errors
-    /// An interrupt that is served meanwhile; the server has too many wait events.
-    pub fn wait(&self, timeout_ms: Option<i64>) -> Result<bool> {
-        if self.number.get() == 0 {
-            let name = self.name.as_ptr();
-            // SAFETY: a terminated static.
-            self.number
-                .set(guard(|| unsafe { pg_sys::pgbq_wait_event(name) })?);
-        }
-        wait_as(timeout_ms, self.number.get())
+    /// Too many names.
+    pub fn named(name: &'static std::ffi::CStr) -> Result<Self> {
+        let name = name.as_ptr();
+        // SAFETY: a terminated static.
+        guard(|| unsafe { pg_sys::pgbq_wait_event(name) }).map(Self)
     }
+
+    pub(super) fn number(self) -> u32 {
+        self.0
+    }
+}
+
+/// Why [`wait_or_death`] has returned.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Woken {
+    /// The latch was set.
+    Latch,
+    /// The time is over.
+    TimedOut,
+    /// The postmaster is gone.
+    PostmasterDied,
 }
 
 /// Waits until this process's latch is set, and resets it, or until so many milliseconds are over (`None`:
 /// for ever). True if it was the latch. The process exits if the postmaster dies.
 ///
 /// # Errors
-/// An interrupt that is served meanwhile.
+/// None known: interrupts set the latch, and are served by [`interrupt::check`](super::interrupt::check).
 pub fn wait(timeout_ms: Option<i64>) -> Result<bool> {
-    wait_as(timeout_ms, pg_sys::PG_WAIT_EXTENSION)
+    wait_for(WaitEvent::EXTENSION, timeout_ms)
 }
 
-fn wait_as(timeout_ms: Option<i64>, event: u32) -> Result<bool> {
-    let timeout = timeout_ms.map_or(-1, |ms| ms.clamp(0, i64::from(i32::MAX)));
+/// As [`wait`], for something that has a name.
+///
+/// # Errors
+/// As [`wait`].
+pub fn wait_for(event: WaitEvent, timeout_ms: Option<i64>) -> Result<bool> {
+    let timeout = timeout_of(timeout_ms);
     // SAFETY: no pointers.
-    guard(|| unsafe { pg_sys::pgbq_wait(timeout as _, event) }).map(|set| set != 0)
+    guard(|| unsafe { pg_sys::pgbq_wait(timeout as _, event.0) }).map(|set| set != 0)
+}
+
+/// As [`wait`], but the postmaster's death is an answer (`WL_POSTMASTER_DEATH`, storage/latch.h).
+///
+/// # Errors
+/// As [`wait`].
+pub fn wait_or_death(event: WaitEvent, timeout_ms: Option<i64>) -> Result<Woken> {
+    let timeout = timeout_of(timeout_ms);
+    // SAFETY: no pointers.
+    let woken = guard(|| unsafe { pg_sys::pgbq_wait_or_death(timeout as _, event.0) })?;
+    Ok(match woken {
+        pg_sys::PGBQ_POSTMASTER_DIED => Woken::PostmasterDied,
+        pg_sys::PGBQ_TIMED_OUT => Woken::TimedOut,
+        _ => Woken::Latch,
+    })
+}
+
+fn timeout_of(timeout_ms: Option<i64>) -> i64 {
+    timeout_ms.map_or(-1, |ms| ms.clamp(0, i64::from(i32::MAX)))
 }

@@ -12,6 +12,7 @@ pub mod bgworker;
 mod boundary;
 pub mod callback;
 pub mod catalog;
+pub mod condition;
 pub mod control;
 mod crash_point;
 pub mod datum;

@@ -36,13 +36,13 @@ pub fn reset() -> Result<()> {
 /// What pg_stat_activity shows as the state of this process.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Activity {
-    /// Waiting for work.
+    /// Waiting for work. (A worker is that after its [`Setup`](super::bgworker::Setup) and after each error.)
     Idle,
     /// At work, with a text for the column `query`.
     Running(&'static std::ffi::CStr),
 }
 
-/// Reports it (`pgstat_report_activity`).
+/// Reports it (`pgstat_report_activity`), and shows it in `ps`.
 ///
 /// # Errors
 /// None known; the call is guarded like all.
@@ -52,7 +52,7 @@ pub fn report_activity(activity: Activity) -> Result<()> {
         Activity::Running(text) => (pg_sys::STATE_RUNNING, text.as_ptr()),
     };
     // SAFETY: null or a terminated static.
-    guard(|| unsafe { pg_sys::pgstat_report_activity(state, text) })
+    guard(|| unsafe { pg_sys::pgbq_report_activity(state, text) })
 }
 
 /// Sends what this process has counted, or autovacuum would not see its work: always if `forced`, as before a time without work, else

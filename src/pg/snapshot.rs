@@ -20,6 +20,12 @@ impl ActiveSnapshot {
         guard(|| unsafe { pg_sys::PushActiveSnapshot(snapshot) })?;
         Ok(Self(()))
     }
+
+    /// Whether any snapshot is active.
+    pub fn is_set() -> bool {
+        // SAFETY: reads a variable.
+        unsafe { pg_sys::ActiveSnapshotSet() }
+    }
 }
 
 impl Drop for ActiveSnapshot {

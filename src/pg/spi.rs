@@ -28,6 +28,8 @@ pub mod types {
     pub const TEXT: u32 = 25;
     /// `boolean`
     pub const BOOL: u32 = 16;
+    /// `bigint`
+    pub const INT8: u32 = 20;
     /// `bigint[]`
     pub const INT8_ARRAY: u32 = 1016;
 }
@@ -74,6 +76,35 @@ impl Spi {
         }
         // SAFETY: set by the call above.
         Ok(unsafe { pg_sys::SPI_processed })
+    }
+
+    /// Runs one statement as [`execute`](Self::execute); returns the first column, a `bigint`, of its first row. `None` if that is
+    /// NULL or there is no row.
+    ///
+    /// # Errors
+    /// What the statement raises; the column is missing or no `bigint`.
+    pub fn first_int8(&self, statement: &CStr, parameters: &[Parameter]) -> Result<Option<i64>> {
+        let rows = self.execute(statement, parameters)?;
+        // SAFETY: set by the call above: null if the statement returns no rows, else the result.
+        let table = unsafe { pg_sys::SPI_tuptable };
+        if table.is_null() || rows == 0 {
+            return Ok(None);
+        }
+        // SAFETY: a result with at least one row.
+        let (row, description) = unsafe { (*(*table).vals, (*table).tupdesc) };
+        // SAFETY: the result's description; a column that is not there answers 0.
+        let kind = guard(|| unsafe { pg_sys::SPI_gettypeid(description, 1) })?;
+        if kind != types::INT8 {
+            return Err(Error::new(
+                sqlstate::DATATYPE_MISMATCH,
+                "the statement's first column is not of type bigint",
+            ));
+        }
+        let mut is_null = false;
+        let out = &raw mut is_null;
+        // SAFETY: a row and its description, and a live local.
+        let value = guard(|| unsafe { pg_sys::SPI_getbinval(row, description, 1, out) })?;
+        Ok((!is_null).then_some(value as i64))
     }
 }
 

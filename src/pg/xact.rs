@@ -1,9 +1,59 @@
-//! Transactions of our own.
+//! Transactions of our own (access/transam/xact.c).
+//!
+//! [`Transaction`] begins one, and is for a process that has none: the main loop of a worker. [`Scope`] begins one only if none is open:
+//! for code that is called from both sides. Both are values that are committed by being consumed, so that neither can be used after
+//! its end, and that roll back when they are dropped instead, as `?` does. Who commits with an inner scope still open, or with another memory
+//! context than it began with, gets an error, and the transaction is aborted.
 
-use super::error::Result;
+use super::error::{Error, Result, sqlstate};
 use super::guard;
+use super::local::ProcessLocal;
 use super::snapshot::ActiveSnapshot;
 use crate::pg_sys;
+
+/// Transactions and scopes that are open in this process.
+static OPEN: ProcessLocal<u32> = ProcessLocal::new(0);
+
+/// A scope inside the open transaction was dropped without commit: what it has half done must not be committed.
+static HALF_DONE: ProcessLocal<bool> = ProcessLocal::new(false);
+
+/// Whether a [`Transaction`] or [`Scope`] wants a snapshot, which most reading and writing needs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Snapshot {
+    /// One is active from its beginning to its end.
+    Active,
+    /// None; e.g. to read the system catalogs only.
+    None,
+}
+
+/// A place among the open transactions and scopes.
+struct Nesting(u32);
+
+impl Nesting {
+    fn enter() -> Self {
+        OPEN.set(OPEN.get() + 1);
+        Self(OPEN.get())
+    }
+
+    fn assert_innermost(&self) {
+        assert!(
+            self.0 == OPEN.get(),
+            "a transaction is committed with a scope still open inside it"
+        );
+    }
+}
+
+impl Drop for Nesting {
+    fn drop(&mut self) {
+        OPEN.set(OPEN.get().saturating_sub(1));
+    }
+}
+
+/// Whether a transaction is open that can be worked in (`IsTransactionState`).
+pub fn is_open() -> bool {
+    // SAFETY: reads a variable.
+    unsafe { pg_sys::IsTransactionState() }
+}
 
 /// How the commit of a transaction is made durable.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -18,21 +68,33 @@ pub enum Durability {
 
 /// A transaction begun by a process that is in none; aborted when dropped without [`Transaction::commit`].
 ///
-/// It is READ COMMITTED and read-write whatever the role's or database's settings say, and it has an active
-/// snapshot: it is meant for bookkeeping that must not depend on who is logged in.
+/// It is READ COMMITTED and read-write whatever the role's or database's settings say: it is meant for
+/// bookkeeping that must not depend on who is logged in.
 #[must_use = "dropping it aborts the transaction"]
 pub struct Transaction {
+    nesting: Nesting,
     snapshot: Option<ActiveSnapshot>,
     memory: pg_sys::MemoryContext,
     synchronous_commit: i32,
+    committed: bool,
 }
 
 impl Transaction {
-    /// Begins it.
+    /// Begins it, with an active snapshot.
     ///
     /// # Errors
-    /// Out of memory.
+    /// A transaction is open already; out of memory.
     pub fn begin(durability: Durability) -> Result<Self> {
+        Self::begin_with(durability, Snapshot::Active)
+    }
+
+    fn begin_with(durability: Durability, snapshot: Snapshot) -> Result<Self> {
+        if is_open() {
+            return Err(Error::new(
+                sqlstate::ACTIVE_SQL_TRANSACTION,
+                "cannot begin a transaction: one is open already",
+            ));
+        }
         // SAFETY: a global that always points to a context.
         let memory = unsafe { pg_sys::CurrentMemoryContext };
         // SAFETY: a plain C variable, read.
@@ -41,10 +103,13 @@ impl Transaction {
         guard(|| unsafe { pg_sys::SetCurrentStatementStartTimestamp() })?;
         // SAFETY: no transaction is open: asserted by the server.
         guard(|| unsafe { pg_sys::pgbq_start_transaction() })?;
+        HALF_DONE.set(false);
         let mut transaction = Self {
+            nesting: Nesting::enter(),
             snapshot: None,
             memory,
             synchronous_commit,
+            committed: false,
         };
         // SAFETY: C variables that StartTransaction has just set from default_transaction_*; before the first
         // snapshot they may still be changed, which is what SET TRANSACTION does.
@@ -59,21 +124,32 @@ impl Transaction {
                 Durability::Asynchronous => pg_sys::SYNCHRONOUS_COMMIT_OFF as i32,
             };
         }
-        transaction.snapshot = Some(ActiveSnapshot::push()?);
+        if snapshot == Snapshot::Active {
+            transaction.snapshot = Some(ActiveSnapshot::push()?);
+        }
         Ok(transaction)
     }
 
     /// Commits it; the caller's memory context is current again.
     ///
     /// # Errors
-    /// What the commit raises; the transaction is then aborted.
+    /// What the commit raises; a scope inside was dropped without commit. The transaction is then aborted.
+    ///
+    /// # Panics
+    /// A scope inside is still open; the transaction is then aborted, too.
     pub fn commit(mut self) -> Result<()> {
+        self.nesting.assert_innermost();
+        if HALF_DONE.get() {
+            return Err(Error::new(
+                sqlstate::IN_FAILED_SQL_TRANSACTION,
+                "cannot commit the transaction: a part of it was given up",
+            ));
+        }
         self.snapshot = None;
         // SAFETY: the transaction is open.
         guard(|| unsafe { pg_sys::CommitTransactionCommand() })?;
         self.restore();
-        // Nothing is open any more: an abort would take interrupts for not held off, though a lock of the caller's may be held.
-        std::mem::forget(self);
+        self.committed = true;
         Ok(())
     }
 
@@ -88,12 +164,94 @@ impl Transaction {
 
 impl Drop for Transaction {
     fn drop(&mut self) {
+        if self.committed {
+            // Nothing is open any more: an abort would take interrupts for not held off, though a lock of the caller's may be held.
+            return;
+        }
         // The abort pops it; popping it ourselves could raise in a half-broken transaction.
         std::mem::forget(self.snapshot.take());
         // An abort that fails is retried by the error loop's own.
         // SAFETY: harmless where no transaction is open.
         let _ = guard(|| unsafe { pg_sys::pgbq_abort() });
         self.restore();
+    }
+}
+
+/// Work in a transaction that is begun for it if none is open: then this commits what it began, and in somebody else's
+/// transaction it leaves that open. Scopes may be nested. Dropped without [`Scope::commit`] it rolls back what it began; in somebody
+/// else's transaction that cannot be, so a [`Transaction`] refuses to commit after that, and a backend's is aborted by the error on its way.
+#[must_use = "dropping it rolls back"]
+pub struct Scope {
+    nesting: Nesting,
+    snapshot: Option<ActiveSnapshot>,
+    own: Option<Transaction>,
+    memory: pg_sys::MemoryContext,
+    committed: bool,
+}
+
+impl Scope {
+    /// Enters one. It gets the snapshot that it wants also in a transaction that is open already.
+    ///
+    /// # Errors
+    /// Out of memory.
+    pub fn begin(snapshot: Snapshot) -> Result<Self> {
+        // SAFETY: a global that always points to a context.
+        let memory = unsafe { pg_sys::CurrentMemoryContext };
+        let own = if is_open() {
+            None
+        } else {
+            Some(Transaction::begin_with(
+                Durability::Session,
+                Snapshot::None,
+            )?)
+        };
+        let mut scope = Self {
+            nesting: Nesting::enter(),
+            snapshot: None,
+            own,
+            memory,
+            committed: false,
+        };
+        if snapshot == Snapshot::Active {
+            scope.snapshot = Some(ActiveSnapshot::push()?);
+        }
+        Ok(scope)
+    }
+
+    /// Commits what it began, if it did; the memory context that was current at the beginning is current again.
+    ///
+    /// # Errors
+    /// As [`Transaction::commit`].
+    ///
+    /// # Panics
+    /// Another scope is open inside; or, in somebody else's transaction, another memory context is current. What encloses it cannot
+    /// commit any more then.
+    pub fn commit(mut self) -> Result<()> {
+        self.nesting.assert_innermost();
+        self.snapshot = None;
+        let own = self.own.take();
+        // SAFETY: a global that always points to a context.
+        let memory = unsafe { pg_sys::CurrentMemoryContext };
+        assert!(
+            own.is_some() || memory == self.memory,
+            "a transaction scope ends with another memory context than it began with"
+        );
+        self.committed = true;
+        drop(self);
+        own.map_or(Ok(()), Transaction::commit)
+    }
+}
+
+impl Drop for Scope {
+    fn drop(&mut self) {
+        if self.committed {
+            return;
+        }
+        // The abort pops it, ours or that of whoever has begun the transaction.
+        std::mem::forget(self.snapshot.take());
+        if self.own.is_none() {
+            HALF_DONE.set(true);
+        }
     }
 }
 

@@ -4,13 +4,13 @@
 //! that cannot connect. Then it tells the launcher which roles have work.
 
 use super::process;
-use super::registry::{self, Key, Work};
+use super::registry::{self, Key, PROCESSES, Work};
 use super::store::{Open, OpenRow, Roles, Row, State, Store};
 use crate::core::errors;
 use crate::core::outcome::{self, AfterInterruption, MOST_INTERRUPTIONS};
 use crate::core::ready::Place;
-use crate::pg::bgworker::pool::{self, SlotState, Ticket};
-use crate::pg::bgworker::{self, Session};
+use crate::pg::bgworker::pool::{self, Member, SlotState, Ticket};
+use crate::pg::bgworker::{Session, Setup};
 use crate::pg::catalog::{self, MayConnect};
 use crate::pg::datum::Datum;
 use crate::pg::xact::{Durability, Transaction};
@@ -24,18 +24,21 @@ const BATCH: usize = 100;
 /// # Errors
 /// End the process; the launcher sends another after a while.
 pub fn main(argument: Datum) -> Result<()> {
-    let Some((ticket, key)) = process::begin(argument)? else {
+    let Some(member) = Member::attach(&PROCESSES, argument)? else {
         return Ok(());
     };
-    bgworker::connect(Session::Superuser(key.database), c"pg_background_queue")?;
-    process::connected(ticket)?;
+    let key = member.key();
+    let _worker = Setup::new(Session::Superuser(key.database))
+        .application_name(super::NAME)
+        .begin()?;
+    member.ready()?;
+    crash_point("a process is connected");
     // it is wanted elsewhere, too
     guc::set_for_session(c"lock_timeout", b"5s")?;
     Keeper {
         database: key.database,
     }
-    .visit()?;
-    process::over(ticket)
+    .visit()
 }
 
 struct Keeper {

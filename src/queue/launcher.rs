@@ -2,17 +2,15 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use super::registry::{self, Key, Registry, Work};
+use super::registry::{self, Key, PROCESSES, Processes, Registry, Work};
 use super::{process, settings, topics};
 use crate::core::plan::{self, Limits};
-use crate::pg::bgworker::pool::{self, SlotState, Ticket};
-use crate::pg::bgworker::{self, Definition, Handle, MainLoop, Next, Restart, Session, Started};
+use crate::pg::bgworker::pool::{self, Failure, Life, Owner, SlotState, Ticket, Watch};
+use crate::pg::bgworker::{self, Definition, MainLoop, Next, Restart, Session, Setup};
 use crate::pg::datum::Datum;
-use crate::pg::latch::{LatchRef, WaitEvent};
-use crate::pg::mem::MemoryContext;
-use crate::pg::session::{self, Activity};
+use crate::pg::latch::{self, LatchRef, WaitEvent};
 use crate::pg::xact::{Durability, Transaction};
-use crate::pg::{Error, Oid, Result, callback, catalog, control, crash_point, log, sqlstate, time};
+use crate::pg::{Error, Oid, Result, catalog, control, crash_point, log, sqlstate, time};
 
 /// Keepers at the same time: they are short, and must leave room for workers.
 const MOST_KEEPERS: usize = 2;
@@ -34,24 +32,17 @@ const VISIT_MICROSECONDS: i64 = 100_000;
 /// How long a database is left alone, in microseconds, after its keeper has failed; doubled each time.
 const KEEPER_FAILED_MICROSECONDS: i64 = 500_000;
 
-/// Waiting until there is something to do.
-static IDLE: WaitEvent = WaitEvent::new(c"PgBackgroundQueueLauncherMain");
-
 /// Registers the launcher with the postmaster. From `_PG_init`.
 ///
 /// # Errors
 /// Out of memory.
 pub fn register() -> Result<()> {
-    Definition {
-        name: "pg_background_queue launcher".into(),
-        kind: "pg_background_queue launcher",
-        library: super::NAME,
-        function: "pg_background_queue_launcher_main",
-        restart: Restart::After(1),
-        database: true,
-        argument: 0,
-        notify: false,
-    }
+    Definition::new(
+        "pg_background_queue launcher",
+        super::NAME,
+        "pg_background_queue_launcher_main",
+    )
+    .restart(Restart::After(1))
     .register()
 }
 
@@ -60,17 +51,11 @@ pub fn register() -> Result<()> {
 /// # Errors
 /// End the process; the postmaster starts another.
 pub fn main(_argument: Datum) -> Result<()> {
-    bgworker::setup();
-    callback::at_exit(leave)?;
-    bgworker::connect(Session::Shared, c"")?;
-    session::report_activity(Activity::Idle)?;
-    let mut launcher = Launcher {
-        handles: HashMap::new(),
-        to_visit: VecDeque::new(),
-        keeper_failures: HashMap::new(),
-        shortage: None,
-    };
-    launcher.take_over()?;
+    let process = Setup::new(Session::Shared)
+        .application_name("")
+        .at_exit(leave)
+        .begin()?;
+    let mut launcher = Launcher::take_over()?;
     log::log("pg_background_queue launcher started")?;
     let paused = registry::lock()?.header.paused;
     if paused {
@@ -80,13 +65,12 @@ pub fn main(_argument: Datum) -> Result<()> {
             "Correct the setting and reload the configuration.",
         )?;
     }
-    let context = MemoryContext::new("pg_background_queue launcher")?;
-    bgworker::run(&context, &mut launcher);
+    process.run(&mut launcher);
     // 0 would unregister it for ever
     bgworker::exit(1)
 }
 
-fn leave() {
+fn leave(_code: i32) {
     if let Ok(registry) = registry::lock()
         && registry.header.launcher_pid == bgworker::my_pid()
     {
@@ -96,8 +80,8 @@ fn leave() {
 }
 
 struct Launcher {
-    /// Of the processes that have not opened their session yet, by slot; with the time when they were asked for.
-    handles: HashMap<u32, (Ticket, Handle, i64)>,
+    /// Of the workers and keepers.
+    owner: Owner<Processes>,
     /// Databases that no keeper has visited since the server's start.
     to_visit: VecDeque<Oid>,
     /// Keepers that failed in a row, and before when the database is not visited again.
@@ -121,7 +105,7 @@ impl MainLoop for Launcher {
             self.settings_changed()?;
         }
         let now = time::now();
-        let starts_next = self.look_after_starts(now)?;
+        let starts_next = self.owner.tend(&mut Bookkeeper)?;
         if let Some(shortage) = &mut self.shortage {
             shortage.lasts = false;
         }
@@ -142,7 +126,10 @@ impl MainLoop for Launcher {
             .min();
         // rounded up: a millisecond too early would be a turn for nothing
         let timeout_ms = next.map(|next| (next - now).max(0).saturating_add(999) / 1000);
-        IDLE.wait(timeout_ms)?;
+        latch::wait_for(
+            WaitEvent::named(c"PgBackgroundQueueLauncherMain")?,
+            timeout_ms,
+        )?;
         Ok(Next::Again)
     }
 
@@ -155,7 +142,7 @@ impl MainLoop for Launcher {
 impl Launcher {
     /// Makes this process the launcher. Workers of its predecessor that live are adopted; slots of those that were asked
     /// for and never came are given up, so that a late one finds another generation.
-    fn take_over(&mut self) -> Result<()> {
+    fn take_over() -> Result<Self> {
         let transaction = Transaction::begin(Durability::Asynchronous)?;
         let (databases, skipped): (Vec<_>, Vec<_>) = catalog::databases()?
             .into_iter()
@@ -171,7 +158,8 @@ impl Launcher {
         }
 
         let mut registry = registry::lock()?;
-        if registry.header.launcher_pid != 0 && bgworker::is_alive(registry.header.launcher_pid)? {
+        let (pid, latch) = (registry.header.launcher_pid, registry.header.launcher);
+        if pid != 0 && bgworker::is_alive(pid, latch)? {
             drop(registry);
             return Err(Error::new(
                 sqlstate::OBJECT_NOT_IN_PREREQUISITE_STATE,
@@ -180,26 +168,23 @@ impl Launcher {
         }
         registry.header.launcher = LatchRef::mine();
         registry.header.launcher_pid = bgworker::my_pid();
-        for slot in registry
-            .slots
-            .iter_mut()
-            .filter(|slot| slot.state == SlotState::Registered)
-        {
-            pool::release(slot);
-        }
-        registry.calibrate()?;
         let recovered: Vec<Oid> = registry
             .databases()
             .iter()
             .filter(|d| d.recovered)
             .map(|d| d.oid)
             .collect();
-        self.to_visit = databases
-            .iter()
-            .map(|database| database.oid)
-            .filter(|database| !recovered.contains(database))
-            .collect();
-        Ok(())
+        drop(registry);
+        Ok(Self {
+            owner: Owner::take_over(&PROCESSES)?.start_timeout(CONNECT_MICROSECONDS),
+            to_visit: databases
+                .iter()
+                .map(|database| database.oid)
+                .filter(|database| !recovered.contains(database))
+                .collect(),
+            keeper_failures: HashMap::new(),
+            shortage: None,
+        })
     }
 
     /// The configuration was read again.
@@ -214,46 +199,6 @@ impl Launcher {
             log::log("pg_background_queue: topic_config was corrected, tasks run again")?;
         }
         Ok(())
-    }
-
-    /// Looks after the processes that have not opened their session yet: those that could not be started, and those that take
-    /// too long. Returns when to look again.
-    fn look_after_starts(&mut self, now: i64) -> Result<Option<i64>> {
-        let mut next: Option<i64> = None;
-        let mut done = Vec::new();
-        for (&index, (ticket, handle, asked)) in &self.handles {
-            let state = handle.state()?;
-            let late = asked + CONNECT_MICROSECONDS <= now;
-            let mut registry = registry::lock()?;
-            match pool::find(registry.slots, *ticket) {
-                Some(slot) if slot.state == SlotState::Registered && state == Started::Stopped => {
-                    let key = slot.key;
-                    Registry::abandon(slot);
-                    process::failed_start(&mut registry, key);
-                    done.push(index);
-                }
-                Some(slot) if !slot.payload.connected => {
-                    if late {
-                        if slot.state == SlotState::Registered {
-                            let key = slot.key;
-                            Registry::abandon(slot);
-                            process::failed_start(&mut registry, key);
-                        }
-                        drop(registry);
-                        handle.terminate()?;
-                        done.push(index);
-                    } else {
-                        let until = asked + CONNECT_MICROSECONDS;
-                        next = Some(next.map_or(until, |next| next.min(until)));
-                    }
-                }
-                _ => done.push(index),
-            }
-        }
-        for index in done {
-            self.handles.remove(&index);
-        }
-        Ok(next)
     }
 
     /// Forgets databases that a keeper could not enter because they are gone.
@@ -318,7 +263,7 @@ impl Launcher {
                     return Ok(next);
                 };
                 let key = Key { database, role: 0 };
-                match pool::reserve(registry.slots, key, Work::new()) {
+                match self.owner.reserve(registry.slots, key, Work::new()) {
                     Some(ticket) => (key, ticket),
                     None => {
                         self.to_visit.push_front(database);
@@ -447,7 +392,7 @@ impl Launcher {
                 if registry.occupied() >= registry.header.limit as usize {
                     return Ok(());
                 }
-                pool::reserve(registry.slots, key, Work::new())
+                self.owner.reserve(registry.slots, key, Work::new())
             };
             let Some(ticket) = ticket else { return Ok(()) };
             // before the start: the new worker may find more again
@@ -468,31 +413,27 @@ impl Launcher {
     /// Asks the postmaster for the process of a reserved slot; false if there is no worker slot free.
     fn launch(&mut self, key: Key, ticket: Ticket, now: i64) -> Result<bool> {
         crash_point("a slot is reserved");
-        let Some(handle) = process::launch(key, ticket)? else {
-            if let Some(slot) = pool::find(registry::lock()?.slots, ticket) {
-                pool::release(slot);
-            }
-            let shortage = self.shortage.get_or_insert(Shortage {
-                since: now,
-                lasts: true,
-                told: false,
-            });
-            shortage.lasts = true;
-            if now - shortage.since > SHORTAGE_MICROSECONDS
-                && !std::mem::replace(&mut shortage.told, true)
-                && !control::postmaster_is_stopping()
-            {
-                log::warning(
-                    sqlstate::INSUFFICIENT_RESOURCES,
-                    "pg_background_queue: PostgreSQL has no worker slot free, tasks have to wait",
-                    "Consider increasing max_worker_processes.",
-                )?;
-            }
-            return Ok(false);
-        };
-        crash_point("a process is asked for");
-        self.handles.insert(ticket.slot, (ticket, handle, now));
-        Ok(true)
+        if self.owner.start(ticket, process::definition(key))? {
+            crash_point("a process is asked for");
+            return Ok(true);
+        }
+        let shortage = self.shortage.get_or_insert(Shortage {
+            since: now,
+            lasts: true,
+            told: false,
+        });
+        shortage.lasts = true;
+        if now - shortage.since > SHORTAGE_MICROSECONDS
+            && !std::mem::replace(&mut shortage.told, true)
+            && !control::postmaster_is_stopping()
+        {
+            log::warning(
+                sqlstate::INSUFFICIENT_RESOURCES,
+                "pg_background_queue: PostgreSQL has no worker slot free, tasks have to wait",
+                "Consider increasing max_worker_processes.",
+            )?;
+        }
+        Ok(false)
     }
 
     /// Whether a process could not be started in this round for want of a slot.
@@ -504,5 +445,44 @@ impl Launcher {
             log::log("pg_background_queue: PostgreSQL has worker slots again")?;
         }
         Ok(false)
+    }
+}
+
+/// What the ends of processes mean for the work that waits.
+struct Bookkeeper;
+
+impl Bookkeeper {
+    /// The turn of the tasks that were cut off by a crash is the next one's, should it have been this process's.
+    fn give_up_turn(life: &Life<Processes>) -> Result<()> {
+        if life.payload.suspect {
+            let mut registry = registry::lock()?;
+            if let Some(orphan) = pool::find(registry.slots, life.ticket) {
+                orphan.payload.suspect = false;
+            }
+            registry.unblock(None);
+        }
+        Ok(())
+    }
+}
+
+impl Watch<Processes> for Bookkeeper {
+    fn failed(&mut self, life: &Life<Processes>, why: Failure) -> Result<()> {
+        // that there was no worker slot is nothing that its role could change
+        if why != Failure::NoWorkerSlot {
+            process::failed_start(&mut registry::lock()?, life.key);
+        }
+        Ok(())
+    }
+
+    fn exited(&mut self, life: &Life<Processes>) -> Result<()> {
+        Self::give_up_turn(life)
+    }
+
+    fn died(&mut self, life: &Life<Processes>) -> Result<()> {
+        if life.key.is_keeper() {
+            // its visit is still to be made
+            process::failed_start(&mut registry::lock()?, life.key);
+        }
+        Self::give_up_turn(life)
     }
 }

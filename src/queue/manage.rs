@@ -5,11 +5,8 @@ use super::store::{Row, State, Store};
 use super::wake;
 use crate::pg::bgworker::pool::SlotState;
 use crate::pg::datum::{Datum, IntoDatum};
-use crate::pg::latch::WaitEvent;
+use crate::pg::latch::{self, WaitEvent};
 use crate::pg::{Error, Oid, Result, catalog, security, sqlstate, xact};
-
-/// Waiting until a worker has written the row of the task that was to be cancelled.
-static CANCEL: WaitEvent = WaitEvent::new(c"PgBackgroundQueueCancelTask");
 
 /// Has the launcher look whether there is work in this database, once the transaction commits.
 ///
@@ -144,7 +141,8 @@ pub fn cancel(id: Option<i64>) -> Result<bool> {
                     }
                     Cancelled::TooLate => {
                         // its worker is about to write the row; then there is a newer state
-                        CANCEL.wait(Some(1))?;
+                        let event = WaitEvent::named(c"PgBackgroundQueueCancelTask")?;
+                        latch::wait_for(event, Some(1))?;
                         false
                     }
                 }

@@ -1,23 +1,14 @@
-//! What workers and keepers have in common: a slot in the registry from their first step to their last.
+//! What workers and keepers have in common.
 
-use super::registry::{self, Key, Registry};
+use super::registry::{Key, Registry};
 use super::store::{Row, State, Store};
 use super::{settings, topics};
 use crate::core::outcome::{self, AfterFailure};
-use crate::pg::bgworker::pool::{self, Ticket};
-use crate::pg::bgworker::{self, Definition, Handle, Restart};
-use crate::pg::datum::Datum;
-use crate::pg::latch::LatchRef;
-use crate::pg::local::ProcessLocal;
-use crate::pg::{Result, callback, crash_point};
+use crate::pg::Result;
+use crate::pg::bgworker::Definition;
 
-static TICKET: ProcessLocal<Option<Ticket>> = ProcessLocal::new(None);
-
-/// Asks for the process of a reserved slot; `None` if PostgreSQL has no worker slot free.
-///
-/// # Errors
-/// Out of memory.
-pub fn launch(key: Key, ticket: Ticket) -> Result<Option<Handle>> {
+/// The process for a key.
+pub fn definition(key: Key) -> Definition {
     let (kind, name, function) = if key.is_keeper() {
         (
             "pg_background_queue keeper",
@@ -34,93 +25,7 @@ pub fn launch(key: Key, ticket: Ticket) -> Result<Option<Handle>> {
             "pg_background_queue_worker_main",
         )
     };
-    Definition {
-        name,
-        kind,
-        library: super::NAME,
-        function,
-        restart: Restart::Never,
-        database: true,
-        argument: ticket.to_argument(),
-        notify: true,
-    }
-    .launch()
-}
-
-/// The first steps of a launched process: signals, its slot, and the promise to leave the slot when it exits,
-/// made before the connection so that it is kept even if that fails. `None` if nobody waits for it any more.
-///
-/// # Errors
-/// Out of memory.
-pub fn begin(argument: Datum) -> Result<Option<(Ticket, Key)>> {
-    bgworker::setup();
-    let ticket = Ticket::from_argument(argument);
-    let key = {
-        let registry = registry::lock()?;
-        let (pid, latch) = (bgworker::my_pid(), LatchRef::mine());
-        match pool::attach(registry.slots, ticket, pid, latch) {
-            Some(slot) => slot.key,
-            None => return Ok(None),
-        }
-    };
-    TICKET.set(Some(ticket));
-    callback::at_exit(leave)?;
-    Ok(Some((ticket, key)))
-}
-
-/// The session is open.
-///
-/// # Errors
-/// None known.
-pub fn connected(ticket: Ticket) -> Result<()> {
-    let registry = registry::lock()?;
-    if let Some(slot) = pool::find(registry.slots, ticket) {
-        slot.payload.connected = true;
-    }
-    crash_point("a process is connected");
-    // it has looked after the start
-    registry.wake_launcher();
-    Ok(())
-}
-
-/// A keeper has come to the end of its visit.
-///
-/// # Errors
-/// None known.
-pub fn over(ticket: Ticket) -> Result<()> {
-    if let Some(slot) = pool::find(registry::lock()?.slots, ticket) {
-        slot.payload.over = true;
-    }
-    Ok(())
-}
-
-/// The exit callback. Its transaction has been aborted by now. A worker that still has a task leaves an orphan, for a keeper to clear away.
-fn leave() {
-    let Some(ticket) = TICKET.get() else { return };
-    TICKET.set(None);
-    crash_point("a process leaves");
-    // Without a registry there is no ticket.
-    let Ok(mut registry) = registry::lock() else {
-        return;
-    };
-    let Some(slot) = pool::find(registry.slots, ticket) else {
-        return;
-    };
-    let key = slot.key;
-    let served = if key.is_keeper() {
-        slot.payload.over
-    } else {
-        slot.payload.connected
-    };
-    let had_the_turn = slot.payload.suspect;
-    Registry::abandon(slot);
-    if had_the_turn {
-        registry.unblock(None);
-    }
-    if !served {
-        failed_start(&mut registry, key);
-    }
-    registry.wake_launcher();
+    Definition::new(kind, super::NAME, function).name(name)
 }
 
 /// A process ended before it could do anything, or never began: its work waits a little longer each time, and a keeper

@@ -15,7 +15,7 @@ use super::topics::{self, Configuration, Rules, TopicId};
 use crate::core::plan;
 use crate::core::ready::{Place, Ready};
 use crate::pg::bgworker;
-use crate::pg::bgworker::pool::{self, Slot, SlotState, Ticket};
+use crate::pg::bgworker::pool::{self, Pool, Slot, SlotState, Ticket};
 use crate::pg::latch::LatchRef;
 use crate::pg::local::ProcessLocal;
 use crate::pg::lwlock::{Held, LwLock};
@@ -73,16 +73,12 @@ impl Key {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(C)]
 pub struct Work {
-    /// It has opened its session.
-    pub connected: bool,
     /// It waits for work.
     pub idle: bool,
     /// It has been told to leave.
     pub leaving: bool,
     /// It holds the turn of the tasks that were cut off by a crash.
     pub suspect: bool,
-    /// A keeper has come to the end of its visit.
-    pub over: bool,
     /// It gave up because it could not write the task's row.
     pub broken: bool,
     /// Its task was cancelled.
@@ -454,14 +450,10 @@ pub fn startup() -> Result<()> {
                 database_count: 0,
             });
             for i in 0..addresses.slot_count {
-                addresses.slots.add(i).write(Slot {
-                    state: SlotState::Free,
-                    generation: 0,
-                    pid: 0,
-                    latch: LatchRef::NOBODY,
-                    key: Key::NONE,
-                    payload: Work::new(),
-                });
+                addresses
+                    .slots
+                    .add(i)
+                    .write(pool::free_slot(Key::NONE, Work::new()));
                 addresses.shelf_keys.add(i).write(Key::NONE);
                 addresses.shelves.add(i).write(Shelf {
                     sight: Sight::NOTHING,
@@ -478,11 +470,9 @@ impl Work {
     /// Of a process that does nothing yet.
     pub const fn new() -> Self {
         Self {
-            connected: false,
             idle: false,
             leaving: false,
             suspect: false,
-            over: false,
             broken: false,
             cancelled: false,
             ending: false,
@@ -544,6 +534,26 @@ impl Drop for Registry {
     /// The lock is released by its guard. That there is a `drop` keeps the parts from being moved out, and what is
     /// borrowed from them from outliving the lock.
     fn drop(&mut self) {}
+}
+
+/// The processes, as a pool of the worker kit; the launcher owns them.
+pub struct Processes;
+
+/// See [`Processes`].
+pub static PROCESSES: Processes = Processes;
+
+impl Pool for Processes {
+    type Key = Key;
+    type Payload = Work;
+
+    fn with<R>(&self, f: impl FnOnce(&mut [WorkerSlot]) -> R) -> Result<R> {
+        Ok(f(lock()?.slots))
+    }
+
+    /// A task, which stands as `running` in the table, for a keeper to clear away.
+    fn leaves_something(work: &Work) -> bool {
+        work.task != 0
+    }
 }
 
 /// The error of every function when there is no registry.
@@ -893,33 +903,12 @@ impl Registry {
         }
     }
 
-    /// The process of a slot is gone or will not come. What it ran is left for a keeper to clear away.
-    pub fn abandon(slot: &mut WorkerSlot) {
-        if slot.payload.task == 0 {
-            pool::release(slot);
-        } else {
-            slot.state = SlotState::Orphaned;
-            slot.pid = 0;
-            slot.latch = LatchRef::NOBODY;
-            slot.payload.suspect = false;
-        }
-    }
-
-    /// Gives up the slots whose processes are gone without having said so. (One that has not opened its session yet cannot
-    /// be seen; its exit callback says so.)
+    /// Gives up the slots whose processes are gone without having said so.
     ///
     /// # Errors
     /// None known.
     pub fn calibrate(&mut self) -> Result<()> {
-        for slot in self.slots.iter_mut() {
-            if slot.state == SlotState::Attached
-                && slot.payload.connected
-                && !bgworker::is_alive(slot.pid)?
-            {
-                Self::abandon(slot);
-            }
-        }
-        Ok(())
+        pool::bury::<Processes>(self.slots)
     }
 
     /// Workers that are there or asked for, with the orphans that still take a place.
@@ -1308,7 +1297,7 @@ impl Registry {
                 Cancelled::Yes
             }
             // its keeper will see it
-            Some(slot) if slot.state == SlotState::Orphaned => {
+            Some(slot) if matches!(slot.state, SlotState::Ended | SlotState::Orphaned) => {
                 slot.payload.cancelled = true;
                 Cancelled::Yes
             }
@@ -1383,7 +1372,7 @@ impl Registry {
                     SlotState::Registered => plan::Phase::Starting,
                     SlotState::Attached if slot.payload.idle => plan::Phase::Idle,
                     SlotState::Attached => plan::Phase::Busy,
-                    SlotState::Free | SlotState::Orphaned => return None,
+                    SlotState::Free | SlotState::Ended | SlotState::Orphaned => return None,
                 };
                 Some(plan::Worker {
                     slot: i,

@@ -108,7 +108,7 @@ pub fn empty_database(what: Empty) {
 }
 
 /// The exit callback of a session that has closed a database.
-fn open_databases() {
+fn open_databases(_code: i32) {
     if let Ok(mut registry) = registry::lock()
         && registry.open_databases_of(bgworker::my_pid())
     {

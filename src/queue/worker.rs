@@ -3,17 +3,17 @@
 use std::rc::Rc;
 
 use super::look::{self, Answer, Question};
-use super::registry::{self, Beginning, Begun, Key, Registry, Sight, UNTIL_TOLD};
+use super::registry::{self, Beginning, Begun, Key, PROCESSES, Registry, Sight, UNTIL_TOLD};
 use super::store::{Candidate, State, Store, Task};
 use super::topics::{self, Configuration, Rules};
 use super::{process, settings};
 use crate::core::ready::Queued;
 use crate::core::{errors, outcome};
-use crate::pg::bgworker::pool::{self, Ticket};
-use crate::pg::bgworker::{self, MainLoop, Next, Session};
+use crate::pg::bgworker::pool::{self, Member, Ticket};
+use crate::pg::bgworker::{self, MainLoop, Next, Session, Setup};
 use crate::pg::callback::{self, Catalog};
 use crate::pg::datum::Datum;
-use crate::pg::latch::WaitEvent;
+use crate::pg::latch::{self, WaitEvent};
 use crate::pg::local::ProcessLocal;
 use crate::pg::mem::MemoryContext;
 use crate::pg::session::{self, Activity};
@@ -28,30 +28,26 @@ const MOST_TASKS: u64 = 100_000;
 /// How long a row that somebody else holds is left alone, in microseconds.
 const LOCKED_ROW_MICROSECONDS: i64 = 1_000_000;
 
-/// Waiting for a task.
-static IDLE: WaitEvent = WaitEvent::new(c"PgBackgroundQueueWorkerMain");
-
 /// The main function of a worker process.
 ///
 /// # Errors
 /// End the process; what it held is found by a keeper.
 pub fn main(argument: Datum) -> Result<()> {
-    let Some((ticket, key)) = process::begin(argument)? else {
+    let Some(member) = Member::attach(&PROCESSES, argument)? else {
         return Ok(());
     };
+    let (ticket, key) = (member.ticket(), member.key());
     let generation = registry::lock()?.header.generations.of(key);
-    bgworker::connect(
-        Session::Role(key.database, key.role),
-        c"pg_background_queue",
-    )?;
+    let process = Setup::new(Session::Role(key.database, key.role))
+        .application_name(super::NAME)
+        .begin()?;
     // what ALTER ROLE … SET may have made of the session at its login: an error is the task's end, not the process's
     guc::set_default(c"exit_on_error", b"off")?;
     guc::set_default(c"role", b"none")?;
     let fingerprint = watch_session(key)?;
-    process::connected(ticket)?;
-    session::report_activity(Activity::Idle)?;
+    member.ready()?;
+    crash_point("a process is connected");
 
-    let context = MemoryContext::new("pg_background_queue worker")?;
     let mut worker = Worker {
         ticket,
         key,
@@ -68,7 +64,7 @@ pub fn main(argument: Datum) -> Result<()> {
         search_path: Vec::new(),
     };
     worker.announce()?;
-    bgworker::run(&context, &mut worker);
+    process.run(&mut worker);
     Ok(())
 }
 
@@ -575,7 +571,8 @@ impl Worker {
             slot.payload.changed = idle_since;
         }
         session::report_statistics(true)?;
-        if IDLE.wait(Some(timeout_ms))? {
+        let event = WaitEvent::named(c"PgBackgroundQueueWorkerMain")?;
+        if latch::wait_for(event, Some(timeout_ms))? {
             let registry = registry::lock()?;
             if let Some(slot) = pool::find(registry.slots, self.ticket) {
                 slot.payload.idle = false;

@@ -15,14 +15,23 @@
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
 #include "postmaster/interrupt.h"
+#include "replication/slot.h"
+#if PG_VERSION_NUM >= 180000
+#include "storage/aio_subsys.h"
+#endif
 #include "storage/bufmgr.h"
 #include "storage/condition_variable.h"
+#include "storage/fd.h"
 #include "storage/ipc.h"
 #include "storage/lwlock.h"
 #include "storage/procsignal.h"
+#include "storage/smgr.h"
 #include "tcop/tcopprot.h"
+#include "utils/hsearch.h"
 #include "utils/memutils.h"
 #include "utils/portal.h"
+#include "utils/ps_status.h"
+#include "utils/resowner.h"
 #include "utils/timeout.h"
 #if PG_VERSION_NUM >= 180000
 #include "storage/aio_subsys.h"
@@ -44,10 +53,57 @@ pgbq_worker_signals(void)
 	BackgroundWorkerUnblockSignals();
 }
 
+/* What pg_stat_activity and ps show of this process. set_ps_display is called from C because it is an inline function in 16. */
+void
+pgbq_report_activity(BackendState state, const char *text)
+{
+	set_ps_display(state == STATE_IDLE ? "idle" : text);
+	pgstat_report_activity(state, text);
+}
+
+/*
+ * Gives back what is held outside transactions, too, where the abort of one does not look: the second half of
+ * PostgresMain's recovery (tcop/postgres.c), and of AutoVacLauncherMain's (postmaster/autovacuum.c), which has no
+ * database. All of it is harmless where there is nothing to give back.
+ */
+static void
+release_resources(void)
+{
+	LWLockReleaseAll();
+	ConditionVariableCancelSleep();
+	pgstat_report_wait_end();
+#if PG_VERSION_NUM >= 180000
+	pgaio_error_cleanup();
+#endif
+	UnlockBuffers();
+	if (AuxProcessResourceOwner != NULL)
+		ReleaseAuxProcessResources(false);
+	AtEOXact_Buffers(false);
+	AtEOXact_SMgr();
+	AtEOXact_Files(false);
+	AtEOXact_HashTables(false);
+
+	if (MyReplicationSlot != NULL)
+		ReplicationSlotRelease();
+#if PG_VERSION_NUM >= 170000
+	ReplicationSlotCleanup(false);
+#else
+	ReplicationSlotCleanup();
+#endif
+
+	/* a process without a database has no portals, nor the table of them */
+	if (OidIsValid(MyDatabaseId))
+		PortalErrorCleanup();
+	jit_reset_after_error();
+}
+
 /*
  * Calls step(arg) until it answers false. An ERROR that leaves step is logged, its transaction aborted, and
  * after recovered(arg), the worker's own part of the recovery, the loop goes on; both are called with
- * CurrentMemoryContext = context, which is reset after an error and must hold nothing that outlives a step.
+ * CurrentMemoryContext = context, which is reset after each step and after an error. A step must leave with it, too:
+ * asserted, as is the state of all memory contexts, where PostgresMain does so.
+ *
+ * It is the same for workers with a database, with the shared catalogs only, and without a session.
  *
  * It returns with the caller's exception stack and memory context.
  *
@@ -60,6 +116,7 @@ pgbq_error_loop(MemoryContext context, PgbqStep step, PgbqRecovered recovered, v
 	MemoryContext outer_context = CurrentMemoryContext;
 	sigjmp_buf	here;
 	volatile bool recovering = false;
+	bool		again;
 
 	if (sigsetjmp(here, 1) != 0)
 	{
@@ -80,21 +137,12 @@ pgbq_error_loop(MemoryContext context, PgbqStep step, PgbqRecovered recovered, v
 		EmitErrorReport();
 		debug_query_string = NULL;
 		AbortOutOfAnyTransaction();
-		/* an abort does these only if there was a transaction */
-		LWLockReleaseAll();
-		ConditionVariableCancelSleep();
-		pgstat_report_wait_end();
-#if PG_VERSION_NUM >= 180000
-		pgaio_error_cleanup();
-#endif
-		UnlockBuffers();
-		PortalErrorCleanup();
-		jit_reset_after_error();
+		release_resources();
 
 		MemoryContextSwitchTo(context);
 		FlushErrorState();
 		MemoryContextReset(context);
-		pgstat_report_activity(STATE_IDLE, NULL);
+		pgbq_report_activity(STATE_IDLE, NULL);
 		RESUME_INTERRUPTS();
 
 		recovered(arg);
@@ -104,9 +152,15 @@ pgbq_error_loop(MemoryContext context, PgbqStep step, PgbqRecovered recovered, v
 	PG_exception_stack = &here;
 	do
 	{
+		/* where the assertion below is compiled out, the next step begins in its context all the same */
 		MemoryContextSwitchTo(context);
 		MemoryContextReset(context);
-	} while (step(arg));
+		again = step(arg);
+		Assert(CurrentMemoryContext == context);
+#ifdef MEMORY_CONTEXT_CHECKING
+		MemoryContextCheck(TopMemoryContext);
+#endif
+	} while (again);
 	PG_exception_stack = outer;
 	MemoryContextSwitchTo(outer_context);
 }

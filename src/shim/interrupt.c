@@ -47,6 +47,13 @@ pgbq_wants_turn(void)
 	return ConfigReloadPending || ProcDiePending;
 }
 
+/* For code that waits somewhere below a main loop. */
+void
+pgbq_check(void)
+{
+	CHECK_FOR_INTERRUPTS();
+}
+
 /* Answers once per SIGHUP. */
 bool
 pgbq_config_reload_wanted(void)
@@ -84,6 +91,23 @@ pgbq_wait(long timeout_ms, uint32 wait_event)
 	if (happened & WL_LATCH_SET)
 		ResetLatch(MyLatch);
 	return (happened & WL_LATCH_SET) != 0;
+}
+
+/* As pgbq_wait, for callers to whom the postmaster's death is an answer as good as another. */
+PgbqWoken
+pgbq_wait_or_death(long timeout_ms, uint32 wait_event)
+{
+	int			events = WL_LATCH_SET | WL_POSTMASTER_DEATH;
+	int			happened;
+
+	if (timeout_ms >= 0)
+		events |= WL_TIMEOUT;
+	happened = WaitLatch(MyLatch, events, timeout_ms, wait_event);
+	if (happened & WL_LATCH_SET)
+		ResetLatch(MyLatch);
+	if (happened & WL_POSTMASTER_DEATH)
+		return PGBQ_POSTMASTER_DIED;
+	return (happened & WL_LATCH_SET) ? PGBQ_LATCH_SET : PGBQ_TIMED_OUT;
 }
 
 /* A cancel that came for work that is over must not hit the next: PostgresMain ignores it while it reads a command. */

@@ -1,17 +1,19 @@
 //! A main loop that fails, in every way and again and again.
 
 use super::{
-    LIVE, current_context, harmless_error, holdoff, holds_lock, in_transaction, lock, spi,
+    LIVE, allocated_memory, current_context, harmless_error, holdoff, holds_lock, in_transaction,
+    leave_file_open, lock, open_files, spi,
 };
-use crate::pg::bgworker::{self, MainLoop, Next};
-use crate::pg::mem::MemoryContext;
+use crate::pg::bgworker::{self, MainLoop, Next, Worker};
+use crate::pg::snapshot::ActiveSnapshot;
+use crate::pg::table::{self, IndexScan};
 use crate::pg::xact::{Durability, Transaction};
-use crate::pg::{Error, Result, latch, log, sqlstate};
+use crate::pg::{Error, Result, catalog, interrupt, latch, log, sqlstate};
 use crate::pg_sys;
 
 /// Each kind of failure, three times.
 const EACH_KIND: i32 = 1;
-/// 10,000 failures; what memory is in use is written down when there were a few hundred, and at the end.
+/// 100,000 failures; what is in use is told when there were some, and at the end.
 const MANY: i32 = 2;
 /// The recovery fails, by an error of ours.
 const RECOVERY_ERROR: i32 = 3;
@@ -21,34 +23,42 @@ const RECOVERY_PANIC: i32 = 4;
 const RECOVERY_SQL_ERROR: i32 = 5;
 /// Waits for its latch, and logs each round.
 const WAIT: i32 = 6;
-/// A lock is forgotten outside a transaction.
-const FORGOTTEN_LOCK: i32 = 7;
+/// The kinds of failure that need no database, three times.
+const WITHOUT_DATABASE: i32 = 7;
 /// Leaves at once.
 const LEAVE: i32 = 8;
 
-const KINDS: u32 = 10;
+/// Ends itself by a FATAL error in a transaction.
+const FATAL: i32 = 9;
+/// Is idle in a way that a cancel makes an error of.
+const IDLE: i32 = 10;
+/// As [`MANY`], with the kinds that need no database.
+const MANY_WITHOUT_DATABASE: i32 = 11;
+
+/// So many failures show what each kind needs for the first time.
+const FIRST_NOTE: u32 = 1399;
+
+const KINDS: u32 = 14;
+/// Those of them that need no database.
+const SIMPLE: [u32; 6] = [1, 2, 4, 7, 10, 12];
 
 struct Failing {
     scenario: i32,
-    context: pg_sys::MemoryContext,
+    /// The first step's.
+    context: Option<pg_sys::MemoryContext>,
     failures: u32,
     recoveries: u32,
 }
 
 /// Runs one of the scenarios above.
-pub(super) fn run(scenario: i32) -> Result<()> {
+pub(super) fn run(worker: &Worker, scenario: i32) -> Result<()> {
     let before = current_context();
-    let memory = MemoryContext::new("pgbq_test main loop")?;
-    let context = memory.as_ptr();
-    bgworker::run(
-        &memory,
-        &mut Failing {
-            scenario,
-            context,
-            failures: 0,
-            recoveries: 0,
-        },
-    );
+    worker.run(&mut Failing {
+        scenario,
+        context: None,
+        failures: 0,
+        recoveries: 0,
+    });
     if scenario == LEAVE {
         assert!(
             current_context() == before,
@@ -108,13 +118,50 @@ fn fail(kind: u32) -> Result<()> {
             std::mem::forget(lock()?.exclusive()?);
             return Err(error());
         }
+        11 => {
+            // pins, a relation that is open, and a snapshot, all left behind
+            let _transaction = transaction()?;
+            let (relation, index) = rows()?;
+            let mut scan = IndexScan::begin(relation, index, &[])?;
+            assert!(scan.next(&mut [table::null_column(1)])?);
+            std::mem::forget(ActiveSnapshot::push()?);
+            spi("SELECT 1/0")?;
+        }
+        12 => {
+            leave_file_open()?;
+            return Err(error());
+        }
+        13 => {
+            let _transaction = transaction()?;
+            spi("LOCK public.rows; SELECT pg_advisory_xact_lock(1)")?;
+            std::mem::forget(ActiveSnapshot::push()?);
+            return Err(error());
+        }
         _ => {}
     }
     unreachable!("kind {kind} has not failed")
 }
 
-fn note_memory() -> Result<()> {
+fn rows() -> Result<(crate::pg::Oid, crate::pg::Oid)> {
+    let oid =
+        |name: &str| super::ask(&format!("'public.{name}'::regclass::oid")).map(i32::cast_unsigned);
+    Ok((oid("rows")?, oid("rows_pkey")?))
+}
+
+fn note(failures: u32) -> Result<()> {
+    assert!(!ActiveSnapshot::is_set(), "a snapshot is active");
+    log::log(format!(
+        "pgbq_test: after {failures} failures {} bytes, {} files",
+        allocated_memory(),
+        open_files()
+    ))?;
+    if catalog::current_database() == crate::pg::INVALID_OID {
+        return Ok(());
+    }
     let transaction = transaction()?;
+    if failures == FIRST_NOTE + 1 {
+        spi("DELETE FROM public.memory")?;
+    }
     spi(
         "INSERT INTO public.memory SELECT name, sum(used_bytes) FROM pg_backend_memory_contexts GROUP BY name",
     )?;
@@ -125,26 +172,49 @@ impl MainLoop for Failing {
     fn step(&mut self) -> Result<Next> {
         bgworker::turn()?;
         assert_eq!(self.failures, self.recoveries, "recoveries");
+        let context = *self.context.get_or_insert(current_context());
+        assert!(current_context() == context, "another memory context");
+        let simple = SIMPLE[self.failures as usize % SIMPLE.len()];
         let (kind, count) = match self.scenario {
             EACH_KIND => (self.failures % KINDS, 3 * KINDS),
-            MANY => (self.failures % KINDS, 10_000),
+            MANY => (self.failures % KINDS, 100_000),
+            WITHOUT_DATABASE => (simple, 3 * SIMPLE.len() as u32),
+            MANY_WITHOUT_DATABASE => (simple, 100_000),
+            FATAL => {
+                let _transaction = transaction()?;
+                spi("SELECT pg_terminate_backend(pg_backend_pid())")?;
+                interrupt::check()?;
+                unreachable!("the process goes on");
+            }
+            IDLE => {
+                log::log("pgbq_test: idle")?;
+                latch::wait(None)?;
+                interrupt::check().inspect_err(|_| self.failures += 1)?;
+                return Ok(Next::Again);
+            }
             WAIT => {
                 log::log("pgbq_test: waiting")?;
                 latch::wait(None)?;
                 return Ok(Next::Again);
             }
-            FORGOTTEN_LOCK => (10, 1),
             LEAVE => return Ok(Next::Leave),
             _ => (0, 2),
         };
-        if self.scenario == MANY && (self.failures == 500 || self.failures == count) {
-            note_memory()?;
+        let many = count > 10_000;
+        // the first time only so that what noting itself needs is there the next time
+        if many && [FIRST_NOTE, FIRST_NOTE + 1, count].contains(&self.failures) {
+            note(self.failures)?;
         }
         if self.failures == count {
             log::log(format!(
                 "pgbq_test: {count} failures, {} recoveries",
                 self.recoveries
             ))?;
+            if many {
+                // for others to look at
+                latch::wait(None)?;
+                return Ok(Next::Again);
+            }
             return Ok(Next::Leave);
         }
         self.failures += 1;
@@ -156,7 +226,10 @@ impl MainLoop for Failing {
         self.recoveries += 1;
         assert_eq!(holdoff(), (0, 0), "holdoff counts");
         assert!(!in_transaction(), "a transaction is open");
-        assert!(current_context() == self.context, "another memory context");
+        assert!(
+            Some(current_context()) == self.context,
+            "another memory context"
+        );
         assert_eq!(LIVE.get(), 0, "values that were not dropped");
         assert!(!holds_lock()?, "the lock is held");
         match self.scenario {

@@ -6,13 +6,15 @@ use crate::pg::security::{self, AsRole};
 use crate::pg::snapshot::ActiveSnapshot;
 use crate::pg::spi::Spi;
 use crate::pg::table::{self, Change, IndexScan, Patience, Table, Updated};
-use crate::pg::xact::{Durability, Transaction};
+use crate::pg::xact::{Durability, Scope, Snapshot, Transaction};
 use crate::pg::{Error, Oid, Result, SqlState, callback, catalog, sqlstate};
-use crate::pg_sys;
+use crate::{pg_function, pg_sys};
 
 /// All of it; a failed assertion ends the worker with an error in the log.
 pub(super) fn run() -> Result<()> {
     ends_of_transactions()?;
+    scopes()?;
+    misuse()?;
     nested_memory()?;
     durability()?;
     locks()?;
@@ -146,6 +148,127 @@ fn ends_of_transactions() -> Result<()> {
     transaction.commit()?;
     same_context("the last one")
 }
+
+/// Work that is done in a transaction of its own or in its caller's.
+fn noted(text: &str) -> Result<()> {
+    let scope = Scope::begin(Snapshot::Active)?;
+    assert!(in_transaction() && ActiveSnapshot::is_set());
+    note(text)?;
+    scope.commit()
+}
+
+fn scopes() -> Result<()> {
+    let before = current_context();
+    let same_context = |what: &str| {
+        assert!(
+            current_context() == before,
+            "{what}: another memory context"
+        );
+        assert!(!ActiveSnapshot::is_set(), "{what}: a snapshot is active");
+        clean(what)
+    };
+    noted("in a scope")?;
+    same_context("a scope by itself")?;
+
+    // a snapshot only where it is asked for, and in a transaction that is open already, too
+    let scope = Scope::begin(Snapshot::None)?;
+    assert!(in_transaction() && !ActiveSnapshot::is_set());
+    noted("in a scope inside")?;
+    assert!(in_transaction() && !ActiveSnapshot::is_set());
+    scope.commit()?;
+    same_context("a scope in a scope")?;
+
+    let transaction = begin()?;
+    let inside = current_context();
+    noted("in a transaction")?;
+    noted("and again")?;
+    assert!(current_context() == inside && in_transaction());
+    transaction.commit()?;
+    same_context("scopes in a transaction")?;
+
+    let transaction = begin()?;
+    noted("rolled back with its transaction")?;
+    drop(transaction);
+    same_context("a scope in a transaction that is dropped")?;
+
+    let scope = Scope::begin(Snapshot::Active)?;
+    note("a scope that is dropped")?;
+    drop(scope);
+    same_context("a scope that is dropped")?;
+
+    let scope = Scope::begin(Snapshot::Active)?;
+    spi("INSERT INTO public.deferred VALUES (1), (1)")?;
+    expect(scope.commit(), b"23505");
+    same_context("a scope that fails at commit")?;
+
+    let failing = || -> Result<()> {
+        let _scope = Scope::begin(Snapshot::Active)?;
+        note("failed in a scope")?;
+        spi("SELECT 1/0").map(drop)
+    };
+    expect(failing(), b"22012");
+    same_context("a scope that fails")?;
+    noted("after the scopes")?;
+    same_context("the last scope")
+}
+
+/// A panic is an error where it leaves our frames.
+fn panics(body: impl FnOnce() -> Result<()>) {
+    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body));
+    assert!(outcome.is_err(), "no panic");
+}
+
+fn misuse() -> Result<()> {
+    // a transaction in a transaction
+    let transaction = begin()?;
+    expect(begin().map(drop), b"25001");
+    assert!(in_transaction());
+    transaction.commit()?;
+    clean("a transaction in a transaction")?;
+
+    // half of the work was given up, and nobody minded
+    let transaction = begin()?;
+    note("half of it")?;
+    drop(Scope::begin(Snapshot::Active)?);
+    expect(transaction.commit(), b"25P02");
+    clean("a scope that was given up")?;
+    begin()?.commit()?;
+    clean("the next transaction")?;
+
+    // the outer is committed before the inner
+    let transaction = begin()?;
+    note("the outer before the inner")?;
+    let scope = Scope::begin(Snapshot::None)?;
+    panics(|| transaction.commit());
+    clean("a commit with a scope open inside")?;
+    drop(scope);
+    clean("the scope that was open")?;
+
+    // another memory context
+    let memory = MemoryContext::new("pgbq_test other")?;
+    let transaction = begin()?;
+    note("in another context")?;
+    {
+        let scope = Scope::begin(Snapshot::None)?;
+        let _entered = memory.enter();
+        panics(|| scope.commit());
+    }
+    expect(transaction.commit(), b"25P02");
+    clean("a scope that ends in another memory context")
+}
+
+/// `scope(how)`: in a backend, whose transaction is its own.
+fn scope(call: &crate::pg::fmgr::Call) -> Result<bool> {
+    let scope = Scope::begin(Snapshot::Active)?;
+    note("in a backend")?;
+    match super::int(call, 0) {
+        0 => scope.commit()?,
+        1 => drop(scope),
+        _ => spi("SELECT 1/0").map(drop)?,
+    }
+    Ok(in_transaction())
+}
+pg_function!(pgbq_test_scope, pg_finfo_pgbq_test_scope, scope);
 
 fn nested_memory() -> Result<()> {
     let start = current_context();

@@ -14,6 +14,7 @@ mod extremes;
 mod faults;
 mod fuzz;
 mod isolation;
+mod kit;
 mod limits;
 mod monitoring;
 mod not_preloaded;

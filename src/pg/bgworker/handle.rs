@@ -1,10 +1,12 @@
-//! What the process that launched a worker knows of it.
+//! What the process that launched a worker knows of it (postmaster/bgworker.c).
 
 use super::super::error::Result;
-use super::super::guard;
+use super::super::latch::{self, WaitEvent, Woken};
+use super::super::time::Deadline;
+use super::super::{guard, interrupt};
 use crate::pg_sys;
 
-/// A launched worker (`BackgroundWorkerHandle`).
+/// A launched worker (`BackgroundWorkerHandle`). Dropping it does nothing to the worker.
 pub struct Handle(*mut pg_sys::BackgroundWorkerHandle);
 
 /// How far a launched worker is.
@@ -40,28 +42,41 @@ impl Handle {
         Ok(started(status, pid))
     }
 
-    /// Waits until it has started or could not be (`WaitForBackgroundWorkerStartup`). Needs `notify`.
+    /// Waits until it has started or could not be, which is told at once; at most so many milliseconds (`None`: for ever), then
+    /// the answer is [`Started::NotYet`]. As `WaitForBackgroundWorkerStartup` (postmaster/bgworker.c), which knows no time-out.
     ///
     /// # Errors
     /// An interrupt that is served meanwhile.
-    pub fn wait_for_startup(&self) -> Result<Started> {
-        let handle = self.0;
-        let mut pid = 0;
-        let out = &raw mut pid;
-        // SAFETY: a live handle and a live local.
-        let status = guard(|| unsafe { pg_sys::WaitForBackgroundWorkerStartup(handle, out) })?;
-        Ok(started(status, pid))
+    pub fn wait_for_startup(&self, timeout_ms: Option<i64>) -> Result<Started> {
+        self.wait_while(timeout_ms, |state| state == Started::NotYet)
     }
 
-    /// Waits until it has ended (`WaitForBackgroundWorkerShutdown`). Needs `notify`.
+    /// Waits until it has ended, at most so many milliseconds (`None`: for ever); then the answer is what it is instead. As
+    /// `WaitForBackgroundWorkerShutdown` (postmaster/bgworker.c), which knows no time-out.
     ///
     /// # Errors
     /// An interrupt that is served meanwhile.
-    pub fn wait_for_shutdown(&self) -> Result<Started> {
-        let handle = self.0;
-        // SAFETY: a live handle.
-        let status = guard(|| unsafe { pg_sys::WaitForBackgroundWorkerShutdown(handle) })?;
-        Ok(started(status, 0))
+    pub fn wait_for_shutdown(&self, timeout_ms: Option<i64>) -> Result<Started> {
+        self.wait_while(timeout_ms, |state| {
+            matches!(state, Started::NotYet | Started::Running(_))
+        })
+    }
+
+    /// The postmaster sets our latch at each change.
+    fn wait_while(&self, timeout_ms: Option<i64>, waits: fn(Started) -> bool) -> Result<Started> {
+        let deadline = Deadline::after(timeout_ms);
+        loop {
+            interrupt::check()?;
+            let state = self.state()?;
+            if !waits(state) {
+                return Ok(state);
+            }
+            match latch::wait_or_death(WaitEvent::EXTENSION, deadline.left_ms())? {
+                Woken::PostmasterDied => return Ok(Started::PostmasterDied),
+                Woken::TimedOut if deadline.is_over() => return self.state(),
+                _ => {}
+            }
+        }
     }
 
     /// Asks the postmaster to end it, or not to start it any more.

@@ -4,8 +4,11 @@ use super::super::error::Result;
 use super::super::{guard, guc};
 use crate::pg_sys;
 
-/// Exits if the postmaster is gone, serves interrupts and invalidation messages (a cancel that found nothing to cancel is forgotten, as in a backend that waits for a
-/// command) and reads the configuration again after a SIGHUP. True if it did the latter.
+/// Exits if the postmaster is gone, serves interrupts and invalidation messages (a cancel that found nothing to cancel is forgotten,
+/// as in a backend that waits for a command) and reads the configuration again after a SIGHUP. True if it did the latter.
+///
+/// The memory context is checked where assertions are on, by the loop itself; waiting is
+/// [`latch::wait`](super::super::latch::wait). As the loop of PostgresMain, tcop/postgres.c.
 ///
 /// # Errors
 /// An interrupt raises; termination exits the process.

@@ -1,28 +1,31 @@
-//! Background workers that behave like backends.
+//! Background workers that behave like backends: the worker kit. docs/background-workers.md is its introduction.
 //!
 //! The order in a worker's life, and the helper for each step:
 //!
-//! 1. [`Definition`]: registered from `_PG_init` or launched at run time, the same way.
-//! 2. [`setup`]: signal handlers, signals unblocked.
-//! 3. [`callback::at_exit`](super::callback::at_exit), before the connection, so that it also runs when the connection fails.
-//! 4. [`connect`]: database and role, or none; a session as after a login.
-//! 5. [`run`]: the main loop, with PostgresMain's error recovery around it, and [`turn`] in each round.
+//! 1. [`Definition`]: registered from `_PG_init` or launched at run time, the same way; an exported main function
+//!    ([`worker_main`](crate::worker_main)).
+//! 2. [`pool::Member::attach`], if it belongs to a pool.
+//! 3. [`Setup`]: signal handlers, exit callback, session, names: one call.
+//! 4. [`Worker::run`]: the main loop, with PostgresMain's error recovery around it, and [`turn`] in each round.
 //!
-//! [`pool`] keeps the books of many of them in shared memory.
+//! Whoever launches one holds its [`Handle`]; whoever launches many, a [`pool::Owner`].
 
 mod handle;
 mod mainloop;
 pub mod pool;
 mod recover;
+mod setup;
 
 use std::ffi::{CStr, c_char};
 
 pub use handle::{Handle, Started};
 pub use mainloop::turn;
-pub use recover::{MainLoop, Next, run};
+pub use recover::{MainLoop, Next};
+pub use setup::{Setup, Worker};
 
 use super::datum::Datum;
 use super::error::Result;
+use super::latch::LatchRef;
 use super::{Oid, catalog, guard, guc, session};
 use crate::pg_sys;
 
@@ -35,44 +38,77 @@ pub enum Restart {
     After(i32),
 }
 
-/// What the postmaster must know to start a worker (`BackgroundWorker`, postmaster/bgworker.h).
+/// What the postmaster must know to start a worker (`BackgroundWorker`, postmaster/bgworker.h). It is registered from
+/// `_PG_init` or launched at run time, the same way.
+#[derive(Clone)]
+#[must_use = "it is not started before register() or launch()"]
 pub struct Definition {
-    /// Shown in `ps` and in the server's messages.
-    pub name: String,
-    /// `backend_type` in pg_stat_activity.
-    pub kind: &'static str,
-    /// The file name of the library, without its suffix.
-    pub library: &'static str,
-    /// The exported main function.
-    pub function: &'static str,
-    /// When it is restarted.
-    pub restart: Restart,
-    /// Whether a session may connect to a database with it.
-    pub database: bool,
-    /// The main function's argument.
-    pub argument: Datum,
-    /// Whether this process gets SIGUSR1, which sets its latch, when the worker starts and ends.
-    pub notify: bool,
+    name: String,
+    kind: &'static str,
+    library: &'static str,
+    function: &'static str,
+    restart: Restart,
+    database: bool,
+    argument: Datum,
 }
 
 impl Definition {
+    /// A worker of this kind (`backend_type` in pg_stat_activity, also its name in `ps` and in the server's messages), whose main
+    /// function is in this library (the file's name without suffix). It is not restarted, and may open a session.
+    pub fn new(kind: &'static str, library: &'static str, function: &'static str) -> Self {
+        Self {
+            name: kind.to_owned(),
+            kind,
+            library,
+            function,
+            restart: Restart::Never,
+            database: true,
+            argument: 0,
+        }
+    }
+
+    /// Another name than its kind.
+    pub fn name(mut self, name: String) -> Self {
+        self.name = name;
+        self
+    }
+
+    /// When it is restarted.
+    pub fn restart(mut self, restart: Restart) -> Self {
+        self.restart = restart;
+        self
+    }
+
+    /// The main function's argument.
+    pub fn argument(mut self, argument: Datum) -> Self {
+        self.argument = argument;
+        self
+    }
+
+    /// It never opens a session ([`Session::Nothing`]), and can do without what is needed for one.
+    pub fn without_session(mut self) -> Self {
+        self.database = false;
+        self
+    }
+
     /// Registers it from `_PG_init` in the postmaster: it starts when the server is up and writable.
     ///
     /// # Errors
     /// Out of memory. With too many workers the server only logs that.
     pub fn register(&self) -> Result<()> {
-        let mut worker = self.worker();
+        let mut worker = self.worker(0);
         let worker = &raw mut worker;
         // SAFETY: a complete definition, copied by the callee.
         guard(|| unsafe { pg_sys::RegisterBackgroundWorker(worker) })
     }
 
-    /// Starts it now; `None` if no worker slot is free.
+    /// Starts it now, from a backend or another worker; `None` if no worker slot is free. The latch of this process is set
+    /// whenever the worker has started or ended (`bgw_notify_pid`).
     ///
     /// # Errors
     /// Out of memory.
     pub fn launch(&self) -> Result<Option<Handle>> {
-        let mut worker = self.worker();
+        let mut worker = self.worker(my_pid());
         let worker = &raw mut worker;
         let mut handle = std::ptr::null_mut();
         let out = &raw mut handle;
@@ -89,7 +125,7 @@ impl Definition {
         Ok(launched.then(|| unsafe { Handle::new(handle) }))
     }
 
-    fn worker(&self) -> pg_sys::BackgroundWorker {
+    fn worker(&self, notify: i32) -> pg_sys::BackgroundWorker {
         // SAFETY: all fields are numbers and arrays of them: zero is valid.
         let mut worker: pg_sys::BackgroundWorker = unsafe { std::mem::zeroed() };
         fill(&mut worker.bgw_name, &self.name);
@@ -108,7 +144,7 @@ impl Definition {
             Restart::After(seconds) => seconds,
         };
         worker.bgw_main_arg = self.argument;
-        worker.bgw_notify_pid = if self.notify { my_pid() } else { 0 };
+        worker.bgw_notify_pid = notify;
         worker
     }
 }
@@ -121,40 +157,68 @@ fn fill(field: &mut [c_char], text: &str) {
     }
 }
 
-/// The first step of a worker's main function: a backend's signal handlers, signals unblocked.
-pub fn setup() {
-    // SAFETY: in a background worker's main function; does not raise.
-    unsafe { pg_sys::pgbq_worker_signals() }
+/// Exports `$body`, a `fn(Datum) -> Result<()>`, as the main function of a worker under the C symbol `$symbol`. An
+/// error ends the process with exit code 1; without one it is 0, which unregisters a static worker for ever.
+#[macro_export]
+macro_rules! worker_main {
+    ($symbol:ident, $body:path) => {
+        #[doc = concat!("The main function `", stringify!($symbol), "` of a background worker.")]
+        #[unsafe(no_mangle)]
+        pub extern "C-unwind" fn $symbol(argument: $crate::pg::datum::Datum) {
+            $crate::pg::boundary(|| $body(argument));
+        }
+    };
 }
 
-/// Which session [`connect`] opens.
+/// Which session a [`Setup`] opens.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Session {
+    /// None: shared memory, and nothing for which a transaction is needed.
+    Nothing,
     /// No database: only the shared catalogs can be read.
     Shared,
     /// A database as the bootstrap superuser, whatever its name is now.
     Superuser(Oid),
     /// A database as a role, with that role's rights and settings.
     Role(Oid, Oid),
+    /// As the two above, by name: a database, and a role or else the bootstrap superuser.
+    Named(&'static CStr, Option<&'static CStr>),
 }
 
 /// Connects this worker. A failure (no such database, no right to connect) is FATAL: the process exits.
 /// `application_name` is what pg_stat_activity shows from then on.
-///
-/// # Errors
-/// A preload library fails; out of memory.
-pub fn connect(session: Session, application_name: &CStr) -> Result<()> {
-    let (database, role) = match session {
-        Session::Shared => (super::INVALID_OID, super::INVALID_OID),
-        Session::Superuser(database) => (database, super::INVALID_OID),
-        Session::Role(database, role) => (database, role),
+fn connect(session: Session, application_name: &CStr) -> Result<()> {
+    let by_oid = |database, role| {
+        // SAFETY: no pointers.
+        guard(|| unsafe { pg_sys::BackgroundWorkerInitializeConnectionByOid(database, role, 0) })
     };
-    // SAFETY: no pointers that are not null.
-    guard(|| unsafe {
-        let flags = pg_sys::PGBQ_CONNECT_FLAGS;
-        pg_sys::BackgroundWorkerInitializeConnectionByOid(database, role, flags)
-    })?;
+    let as_role = match session {
+        // nor a user, without whom nothing can be set
+        Session::Nothing => return Ok(()),
+        Session::Shared => {
+            by_oid(super::INVALID_OID, super::INVALID_OID)?;
+            false
+        }
+        Session::Superuser(database) => {
+            by_oid(database, super::INVALID_OID)?;
+            false
+        }
+        Session::Role(database, role) => {
+            by_oid(database, role)?;
+            true
+        }
+        Session::Named(database, role) => {
+            let (database, name) = (
+                database.as_ptr(),
+                role.map_or(std::ptr::null(), CStr::as_ptr),
+            );
+            // SAFETY: terminated statics, or null for the bootstrap superuser.
+            guard(|| unsafe { pg_sys::BackgroundWorkerInitializeConnection(database, name, 0) })?;
+            role.is_some()
+        }
+    };
     guc::set_default(c"application_name", application_name.to_bytes())?;
+    let database = catalog::current_database();
     if database != super::INVALID_OID {
         let transaction = super::xact::Transaction::begin(super::xact::Durability::Session)?;
         let user = catalog::role_name(super::security::current_role())?.unwrap_or_default();
@@ -162,7 +226,7 @@ pub fn connect(session: Session, application_name: &CStr) -> Result<()> {
         transaction.commit()?;
         session::set_port(&user, &name)?;
     }
-    if role != super::INVALID_OID {
+    if as_role {
         session::load_preload_libraries()?;
     }
     Ok(())
@@ -174,13 +238,24 @@ pub fn my_pid() -> i32 {
     unsafe { pg_sys::MyProcPid }
 }
 
-/// Whether a server process of this id is attached to shared memory.
+/// Whether the server process of this id and latch is there. (The latch tells it from a later process with the same id.) One
+/// that has not opened its session yet cannot be seen.
 ///
 /// # Errors
 /// None known; the call is guarded like all.
-pub fn is_alive(pid: i32) -> Result<bool> {
+pub fn is_alive(pid: i32, latch: LatchRef) -> Result<bool> {
     // SAFETY: only looks.
-    guard(|| unsafe { !pg_sys::BackendPidGetProc(pid).is_null() })
+    let process = guard(|| unsafe { pg_sys::BackendPidGetProc(pid) })?;
+    // SAFETY: the PGPROC of a slot in shared memory, which is there as long as the server.
+    Ok(!process.is_null() && latch == LatchRef::new(unsafe { &raw mut (*process).procLatch }))
+}
+
+/// Asks another process to end, as `pg_terminate_backend` does. That the process is still there is the caller's to know.
+pub fn terminate(pid: i32) {
+    if pid > 0 {
+        // SAFETY: sends a signal that every server process handles.
+        unsafe { libc::kill(pid, libc::SIGTERM) };
+    }
 }
 
 /// Interrupts what another process runs, as `pg_cancel_backend` does. That the process is still there is the caller's to know.

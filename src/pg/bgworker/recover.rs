@@ -31,8 +31,8 @@ pub trait MainLoop {
     fn recovered(&mut self) -> Result<()>;
 }
 
-/// Runs the main loop until a round says [`Next::Leave`]. See shim/error_loop.c.
-pub fn run<M: MainLoop>(context: &MemoryContext, main: &mut M) {
+/// See [`Worker::run`](super::Worker::run).
+pub(super) fn run<M: MainLoop>(context: &MemoryContext, main: &mut M) {
     extern "C-unwind" fn step<M: MainLoop>(arg: *mut c_void) -> bool {
         // SAFETY: `arg` is `main` below, which outlives the loop and is used by one callback at a time.
         let main = unsafe { &mut *arg.cast::<M>() };

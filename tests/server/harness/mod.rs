@@ -22,5 +22,5 @@ pub use queue::{
     states, task, tasks, wait_all_closed, wait_closed, wait_for_launcher, wait_no_workers,
     wait_state, worker_count, workers,
 };
-pub use server::{Connector, Notices, Server, Stop};
+pub use server::{Builder, Connector, Notices, Server, Stop};
 pub use wait::{PATIENCE, wait_for, wait_until};
