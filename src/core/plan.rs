@@ -40,6 +40,9 @@ pub struct Worker {
     pub phase: Phase,
     /// It has been told to leave.
     pub leaving: bool,
+    /// When it will have run its task for so long that it does not serve its role's other ones ([`STINT_MICROSECONDS`]); `None` if
+    /// it runs none.
+    pub stuck_from: Option<i64>,
 }
 
 /// Work that somebody may have.
@@ -106,13 +109,29 @@ pub fn plan(now: i64, limits: Limits, workers: &[Worker], demands: &[Demand]) ->
             .min(),
         ..Plan::default()
     };
-    let serves = |worker: &Worker, demand: &Demand| {
+    let is_of = |worker: &Worker, demand: &Demand| {
         !worker.leaving && worker.database == demand.database && worker.role == demand.role
+    };
+    // one in a long task is as good as none to a role that has more to do
+    let serves = |worker: &Worker, demand: &Demand| {
+        is_of(worker, demand)
+            && !(demand.more && worker.stuck_from.is_some_and(|from| from <= now))
     };
     let ready: Vec<&Demand> = demands.iter().filter(|demand| demand.due <= now).collect();
     let (served, mut unserved): (Vec<&Demand>, Vec<&Demand>) = ready
         .iter()
         .partition(|demand| workers.iter().any(|worker| serves(worker, demand)));
+
+    // when the last one that serves such a role will be stuck, others have to make room
+    let last_stuck = |demand: &Demand| {
+        let of_role = workers.iter().filter(|worker| is_of(worker, demand));
+        of_role.map(|worker| worker.stuck_from).max_by_key(|from| from.unwrap_or(i64::MAX))
+    };
+    for demand in served.iter().filter(|demand| demand.more) {
+        if let Some(Some(from)) = last_stuck(demand) {
+            plan.next = Some(plan.next.map_or(from, |next| next.min(from)));
+        }
+    }
 
     for demand in &served {
         let idle = workers
@@ -212,6 +231,7 @@ mod tests {
             role,
             phase,
             leaving: false,
+            stuck_from: None,
         }
     }
 
@@ -290,6 +310,31 @@ mod tests {
             (result.room, result.room_for, result.surplus),
             (2, Some((1, 100)), 0)
         );
+    }
+
+    #[test]
+    fn a_role_whose_workers_are_all_in_long_tasks_is_as_one_without() {
+        let long = Worker {
+            stuck_from: Some(200),
+            ..worker(0, 7, Phase::Busy)
+        };
+        let workers = [long, worker(1, 1, Phase::Busy)];
+        let more = Demand {
+            more: true,
+            ..demand(0, 7)
+        };
+        let flood = Demand {
+            more: true,
+            ..demand(1, 1)
+        };
+        let before = plan(199, LIMITS, &workers, &[more, flood]);
+        assert_eq!((before.room, before.next), (0, Some(200)));
+        assert_eq!(plan(200, LIMITS, &workers, &[more, flood]).room, 1);
+        // what it runs is all there is
+        assert_eq!(plan(200, LIMITS, &workers, &[demand(0, 7), flood]).room, 0);
+        // another one of the role is at work on the rest
+        let both = [long, worker(1, 7, Phase::Busy)];
+        assert_eq!(plan(200, LIMITS, &both, &[more, flood]).room, 1);
     }
 
     #[test]
@@ -407,7 +452,7 @@ mod tests {
     prop_compose! {
         fn any_worker()(slot in 0usize..1, role in 0u32..6, database in 1u32..3, phase in 0..3, leaving: bool) -> Worker {
             let phase = [Phase::Starting, Phase::Idle, Phase::Busy][phase as usize];
-            Worker { slot, role, database, phase, leaving }
+            Worker { slot, role, database, phase, leaving, stuck_from: None }
         }
     }
     prop_compose! {

@@ -1380,6 +1380,8 @@ impl Registry {
                     role: slot.key.role,
                     phase,
                     leaving: slot.payload.leaving,
+                    stuck_from: (slot.payload.task != 0)
+                        .then_some(slot.payload.changed + plan::STINT_MICROSECONDS),
                 })
             })
             .collect();
