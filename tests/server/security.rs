@@ -459,10 +459,9 @@ fn a_statement_timeout_of_a_millisecond_reaches_the_task_alone() {
     let server = Server::start_default();
     let mut client = server.superuser();
     create_role(&mut client, "alice");
-    run(&mut client, "ALTER ROLE alice SET statement_timeout = 1");
+    // her own session's calls are statements, too: it is opened before
     let mut alice = server.connect("alice", "postgres");
-    // her own session's calls are statements, too
-    run(&mut alice, "SET statement_timeout = 0");
+    run(&mut client, "ALTER ROLE alice SET statement_timeout = 1");
     let quick: Vec<i64> = (0..50).map(|_| enqueue(&mut alice, "SELECT 1")).collect();
     let slow: Vec<i64> = (0..5)
         .map(|_| enqueue(&mut alice, "SELECT pg_sleep(1)"))

@@ -535,6 +535,8 @@ fn timeouts_of_the_role_do_not_reach_the_bookkeeping() {
     let server = one_worker();
     let mut client = server.superuser();
     create_role(&mut client, "alice");
+    // her own session is none of those that this concerns
+    let mut alice = server.connect("alice", "postgres");
     run(
         &mut client,
         "CREATE TABLE effects (what text); GRANT INSERT ON effects TO alice; \
@@ -547,12 +549,6 @@ fn timeouts_of_the_role_do_not_reach_the_bookkeeping() {
          ALTER ROLE alice SET enable_indexscan = off; \
          ALTER ROLE alice SET search_path = nowhere; \
          ALTER ROLE alice SET synchronous_commit = off",
-    );
-    let mut alice = server.connect("alice", "postgres");
-    run(
-        &mut alice,
-        "SET statement_timeout = 0; SET lock_timeout = 0; SET idle_in_transaction_session_timeout = 0; \
-         SET default_transaction_read_only = off; SET row_security = on; SET search_path = public",
     );
     // These end in their own way; what counts is that each ends, and that the worker lives.
     for sql in [

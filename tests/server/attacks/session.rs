@@ -113,8 +113,9 @@ const LEFT_BEHIND: &[Attack] = &[
     ),
     (
         "errors in the middle of a parallel query",
-        "SET force_parallel_mode = on; SELECT 1/(n - 5) FROM generate_series(1, 10) AS n",
         // from 16 on it has another name
+        "SELECT set_config(name, 'on', false) FROM pg_settings WHERE name IN ('force_parallel_mode', 'debug_parallel_query'); \
+         SELECT 1/(n - 5) FROM generate_series(1, 10) AS n",
         Either("22012"),
     ),
     (
