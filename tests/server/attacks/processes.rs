@@ -109,7 +109,6 @@ fn a_task_that_multiplies_keeps_no_other_role_waiting() {
 
 /// The victim has a worker already, which is busy for long: that one does not make its other tasks wait for the crowd's end.
 #[test]
-#[ignore = "starves: a role that has a worker gets no other from one of equal priority"]
 fn a_task_that_multiplies_keeps_no_role_with_a_long_task_waiting() {
     let mut field = Field::new(2);
     multiply(&mut field);
