@@ -114,8 +114,7 @@ pub fn plan(now: i64, limits: Limits, workers: &[Worker], demands: &[Demand]) ->
     };
     // one in a long task is as good as none to a role that has more to do
     let serves = |worker: &Worker, demand: &Demand| {
-        is_of(worker, demand)
-            && !(demand.more && worker.stuck_from.is_some_and(|from| from <= now))
+        is_of(worker, demand) && !(demand.more && worker.stuck_from.is_some_and(|from| from <= now))
     };
     let ready: Vec<&Demand> = demands.iter().filter(|demand| demand.due <= now).collect();
     let (served, mut unserved): (Vec<&Demand>, Vec<&Demand>) = ready
@@ -125,7 +124,9 @@ pub fn plan(now: i64, limits: Limits, workers: &[Worker], demands: &[Demand]) ->
     // when the last one that serves such a role will be stuck, others have to make room
     let last_stuck = |demand: &Demand| {
         let of_role = workers.iter().filter(|worker| is_of(worker, demand));
-        of_role.map(|worker| worker.stuck_from).max_by_key(|from| from.unwrap_or(i64::MAX))
+        of_role
+            .map(|worker| worker.stuck_from)
+            .max_by_key(|from| from.unwrap_or(i64::MAX))
     };
     for demand in served.iter().filter(|demand| demand.more) {
         if let Some(Some(from)) = last_stuck(demand) {

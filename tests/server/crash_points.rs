@@ -262,13 +262,16 @@ fn the_server_goes_down_while_keepers_clear_away_what_is_left() {
 #[test]
 fn all_places_are_tested() {
     let mut named = Vec::new();
-    for file in fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/src/queue")).expect("src/queue")
-    {
-        let text = fs::read_to_string(file.expect("a file").path()).expect("a text");
-        let places = text.split("crash_point(\"").skip(1);
-        named.extend(places.filter_map(|rest| Some(rest.split_once('"')?.0.to_owned())));
+    for place in ["src/queue", "src/pg/bgworker/pool"] {
+        let directory = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(place);
+        for file in fs::read_dir(directory).expect("a directory") {
+            let text = fs::read_to_string(file.expect("a file").path()).expect("a text");
+            let places = text.split("crash_point(\"").skip(1);
+            named.extend(places.filter_map(|rest| Some(rest.split_once('"')?.0.to_owned())));
+        }
     }
     named.sort_unstable();
+    named.dedup();
     let mut tested: Vec<String> = [ENQUEUEING, CLAIMING, ENDING, RECOVERY]
         .concat()
         .iter()
