@@ -207,6 +207,16 @@ pub struct Shelf {
     pub ready: Ready<Candidate>,
 }
 
+impl Shelf {
+    /// Before any look.
+    const fn new() -> Self {
+        Self {
+            sight: Sight::NOTHING,
+            ready: Ready::new(Candidate::NONE),
+        }
+    }
+}
+
 /// What a worker wants to begin.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Beginning {
@@ -463,10 +473,7 @@ pub fn startup() -> Result<()> {
                     payload: Work::new(),
                 });
                 addresses.shelf_keys.add(i).write(Key::NONE);
-                addresses.shelves.add(i).write(Shelf {
-                    sight: Sight::NOTHING,
-                    ready: Ready::new(Candidate::NONE),
-                });
+                addresses.shelves.add(i).write(Shelf::new());
             }
         }
     }
@@ -656,10 +663,7 @@ impl Registry {
             // there are as many as slots
             let free = self.shelf_keys.iter().position(|&key| !in_use(key))?;
             self.shelf_keys[free] = key;
-            self.shelves[free] = Shelf {
-                sight: Sight::NOTHING,
-                ready: Ready::new(Candidate::NONE),
-            };
+            self.shelves[free] = Shelf::new();
         }
         self.shelf(key)
     }
