@@ -203,6 +203,16 @@ pub struct Shelf {
     pub ready: Ready<Candidate>,
 }
 
+impl Shelf {
+    /// Before any look.
+    const fn new() -> Self {
+        Self {
+            sight: Sight::NOTHING,
+            ready: Ready::new(Candidate::NONE),
+        }
+    }
+}
+
 /// What a worker wants to begin.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Beginning {
@@ -455,10 +465,7 @@ pub fn startup() -> Result<()> {
                     .add(i)
                     .write(pool::free_slot(Key::NONE, Work::new()));
                 addresses.shelf_keys.add(i).write(Key::NONE);
-                addresses.shelves.add(i).write(Shelf {
-                    sight: Sight::NOTHING,
-                    ready: Ready::new(Candidate::NONE),
-                });
+                addresses.shelves.add(i).write(Shelf::new());
             }
         }
     }
@@ -666,10 +673,7 @@ impl Registry {
             // there are as many as slots
             let free = self.shelf_keys.iter().position(|&key| !in_use(key))?;
             self.shelf_keys[free] = key;
-            self.shelves[free] = Shelf {
-                sight: Sight::NOTHING,
-                ready: Ready::new(Candidate::NONE),
-            };
+            self.shelves[free] = Shelf::new();
         }
         self.shelf(key)
     }
