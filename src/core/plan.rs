@@ -112,9 +112,21 @@ pub fn plan(now: i64, limits: Limits, workers: &[Worker], demands: &[Demand]) ->
     let is_of = |worker: &Worker, demand: &Demand| {
         !worker.leaving && worker.database == demand.database && worker.role == demand.role
     };
-    // one in a long task is as good as none to a role that has more to do
+    // to a role that has more to do, one in a long task is as good as none, if others could make room
+    let others_are_busy = |demand: &Demand| {
+        let same =
+            |worker: &Worker| (worker.database, worker.role) == (demand.database, demand.role);
+        workers
+            .iter()
+            .any(|worker| worker.phase == Phase::Busy && !worker.leaving && !same(worker))
+    };
+    let stuck_from = |worker: &Worker, demand: &Demand| {
+        worker
+            .stuck_from
+            .filter(|_| demand.more && others_are_busy(demand))
+    };
     let serves = |worker: &Worker, demand: &Demand| {
-        is_of(worker, demand) && !(demand.more && worker.stuck_from.is_some_and(|from| from <= now))
+        is_of(worker, demand) && stuck_from(worker, demand).is_none_or(|from| from > now)
     };
     let ready: Vec<&Demand> = demands.iter().filter(|demand| demand.due <= now).collect();
     let (served, mut unserved): (Vec<&Demand>, Vec<&Demand>) = ready
@@ -122,14 +134,12 @@ pub fn plan(now: i64, limits: Limits, workers: &[Worker], demands: &[Demand]) ->
         .partition(|demand| workers.iter().any(|worker| serves(worker, demand)));
 
     // when the last one that serves such a role will be stuck, others have to make room
-    let last_stuck = |demand: &Demand| {
+    for demand in &served {
         let of_role = workers.iter().filter(|worker| is_of(worker, demand));
-        of_role
-            .map(|worker| worker.stuck_from)
-            .max_by_key(|from| from.unwrap_or(i64::MAX))
-    };
-    for demand in served.iter().filter(|demand| demand.more) {
-        if let Some(Some(from)) = last_stuck(demand) {
+        let last = of_role
+            .map(|worker| stuck_from(worker, demand))
+            .max_by_key(|from| from.unwrap_or(i64::MAX));
+        if let Some(Some(from)) = last {
             plan.next = Some(plan.next.map_or(from, |next| next.min(from)));
         }
     }
@@ -334,8 +344,21 @@ mod tests {
         // what it runs is all there is
         assert_eq!(plan(200, LIMITS, &workers, &[demand(0, 7), flood]).room, 0);
         // another one of the role is at work on the rest
-        let both = [long, worker(1, 7, Phase::Busy)];
-        assert_eq!(plan(200, LIMITS, &both, &[more, flood]).room, 1);
+        let both = [long, worker(1, 7, Phase::Busy), worker(2, 1, Phase::Busy)];
+        let result = plan(200, LIMITS, &both, &[more, flood]);
+        assert_eq!((result.room, result.surplus), (0, 1));
+        // nobody else could make room, least of all itself
+        assert_eq!(plan(200, LIMITS, &both[..2], &[more]).room, 0);
+        let alone = plan(
+            200,
+            Limits {
+                workers: 1,
+                ..LIMITS
+            },
+            &[long],
+            &[more],
+        );
+        assert_eq!((alone.room, alone.start), (0, vec![]));
     }
 
     #[test]
@@ -451,9 +474,9 @@ mod tests {
     }
 
     prop_compose! {
-        fn any_worker()(slot in 0usize..1, role in 0u32..6, database in 1u32..3, phase in 0..3, leaving: bool) -> Worker {
+        fn any_worker()(slot in 0usize..1, role in 0u32..6, database in 1u32..3, phase in 0..3, leaving: bool, stuck in prop::option::of(0i64..3)) -> Worker {
             let phase = [Phase::Starting, Phase::Idle, Phase::Busy][phase as usize];
-            Worker { slot, role, database, phase, leaving, stuck_from: None }
+            Worker { slot, role, database, phase, leaving, stuck_from: stuck }
         }
     }
     prop_compose! {
