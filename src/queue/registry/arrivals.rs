@@ -44,7 +44,7 @@ impl Registry {
         self.remove_demands(|demand| demand.key.database == database && demand.bumps <= seen);
         for (key, shelf) in self.shelf_keys.iter().zip(self.shelves.iter_mut()) {
             if key.database == database {
-                shelf.ready.forget(|_| true);
+                shelf.ready.clear();
             }
         }
         for slot in self.slots.iter_mut() {

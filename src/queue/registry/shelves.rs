@@ -91,7 +91,7 @@ impl Registry {
     /// Has the workers of this key look into the table again.
     pub fn forget_ready(&mut self, key: Key) {
         if let Some(shelf) = self.shelf(key) {
-            shelf.ready.forget(|_| true);
+            shelf.ready.clear();
         }
     }
 
@@ -131,7 +131,7 @@ impl Registry {
         let shelf = self.shelf(key)?;
         let candidate = shelf.ready.take(index)?;
         if candidate.last_known {
-            shelf.ready.forget(|_| true);
+            shelf.ready.clear();
         }
         Some(candidate)
     }
