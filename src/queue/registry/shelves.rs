@@ -122,7 +122,7 @@ impl Registry {
         let i = self.first_known(key, |registry, task| {
             let rules = configuration.rules(task.topic);
             !(others_turn && task.interruptions > 0)
-                && (!rules.limited || registry.has_room(key, task.topic, rules, 1, now))
+                && registry.has_room(key, task.topic, rules, 1, now)
         })?;
         self.take_known(key, i)
     }
@@ -146,11 +146,12 @@ impl Registry {
     ) -> bool {
         self.first_known(key, |registry, task| {
             let rules = configuration.rules(task.topic);
-            !rules.limited || registry.has_room(key, task.topic, rules, 0, now)
+            registry.has_room(key, task.topic, rules, 0, now)
         })
         .is_some()
     }
 
+    /// Whether one more task of a topic may start; with a delay, up to `wanted` slots of it begin to wait.
     pub(super) fn has_room(
         &mut self,
         key: Key,
@@ -159,6 +160,9 @@ impl Registry {
         wanted: usize,
         now: TimestampTz,
     ) -> bool {
+        if !rules.limited {
+            return true;
+        }
         let may_start = self.may_start(key.database, topic, rules, wanted, now);
         matches!(may_start, MayStart::Yes(_))
     }
