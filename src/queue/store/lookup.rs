@@ -124,7 +124,6 @@ impl Store {
             queue_index: index(c"pg_background_tasks_queue_idx")?,
             state_index: index(c"pg_background_tasks_state_idx")?,
             sequence: catalog::owned_sequence(relation)?.ok_or_else(|| damaged(c"its sequence"))?,
-            state_type,
             states,
             columns,
         }))

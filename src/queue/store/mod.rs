@@ -30,7 +30,6 @@ pub struct Store {
     queue_index: Oid,
     state_index: Oid,
     sequence: Oid,
-    state_type: Oid,
     states: [Oid; STATES.len()],
     columns: Columns,
 }
