@@ -42,6 +42,7 @@
 #include "utils/syscache.h"
 #include "utils/timestamp.h"
 
+#include "batch.h"
 #include "catalog_shim.h"
 #include "control.h"
 #include "encoding.h"

@@ -31,3 +31,9 @@ pub fn allow_cancels() {
     // SAFETY: as above.
     unsafe { pg_sys::QueryCancelHoldoffCount = 0 };
 }
+
+/// Forgets a cancel that has come and was not served: it was for something that is over.
+pub fn forget_cancel() {
+    // SAFETY: sets a flag.
+    unsafe { pg_sys::pgbq_forget_cancel() };
+}

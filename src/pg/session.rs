@@ -33,6 +33,40 @@ pub fn reset() -> Result<()> {
     guard(|| unsafe { pg_sys::pgbq_reset_session() })
 }
 
+/// The part of [`reset`] that can be done in the middle of a transaction, and that is enough for a session that is not
+/// [soiled](is_soiled).
+///
+/// # Errors
+/// None known.
+pub fn reset_settings() -> Result<()> {
+    // SAFETY: no arguments.
+    guard(|| unsafe { pg_sys::pgbq_reset_settings() })
+}
+
+/// From here on [`is_soiled`] counts.
+pub fn watch_soil() {
+    // SAFETY: no arguments; sets a variable.
+    unsafe { pg_sys::pgbq_forget_utility() }
+}
+
+/// Whether something may be left of what was run since [`watch_soil`] that only the end of the transaction, or a [`reset`] after
+/// it, takes away: a utility command has run (temporary tables, prepared statements, LISTEN, SET CONSTRAINTS ...), or an
+/// advisory lock is held.
+///
+/// # Errors
+/// None known.
+pub fn is_soiled() -> Result<bool> {
+    // SAFETY: no arguments.
+    guard(|| unsafe { pg_sys::pgbq_utility_ran() || pg_sys::pgbq_holds_advisory_locks() })
+}
+
+/// Whether this session's transactions are such, by its settings, that several pieces of work may share one: READ COMMITTED, and
+/// without a transaction_timeout.
+pub fn may_share_transactions() -> bool {
+    // SAFETY: reads variables.
+    unsafe { pg_sys::pgbq_may_share_transactions() }
+}
+
 /// What pg_stat_activity shows as the state of this process.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Activity {

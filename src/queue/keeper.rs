@@ -206,11 +206,17 @@ impl Keeper {
             }
             let transaction = Transaction::begin(Durability::Flushed)?;
             let store = Store::require()?;
-            let tasks = [
+            let one = [
                 (work.task, work.attempt),
                 (work.next.task, work.next.attempt),
             ];
-            for (task, attempt) in tasks.into_iter().filter(|&(task, _)| task != 0) {
+            let batch = work
+                .batch
+                .claims()
+                .iter()
+                .map(|claim| (claim.task, claim.attempt));
+            let others = batch.filter(|&(task, _)| task != work.task);
+            for (task, attempt) in one.into_iter().chain(others).filter(|&(task, _)| task != 0) {
                 let row = store.find(task)?.filter(|row| {
                     store.relation() == work.relation
                         && row.state == State::Running
@@ -220,7 +226,10 @@ impl Keeper {
                 let cancelled = registry::lock()?.is_cancelled(ticket, task);
                 // that the row could not be written (the disk was full) is none of the task's doing
                 let next = outcome::after_interruption(row.interruptions, false);
-                if let AfterInterruption::Reopen { interruptions } = next
+                if task != work.task && task != work.next.task && !cancelled {
+                    // of a batch in which another one ran
+                    store.reopen(&row, row.interruptions)?;
+                } else if let AfterInterruption::Reopen { interruptions } = next
                     && work.broken
                     && !cancelled
                 {

@@ -1,5 +1,8 @@
 //! A worker: runs the tasks of one role in one database, one after the other.
 
+mod batch;
+
+use std::collections::VecDeque;
 use std::rc::Rc;
 
 use super::look::{self, Answer, Question};
@@ -61,7 +64,8 @@ pub fn main(argument: Datum) -> Result<()> {
         done: 0,
         since: time::now(),
         idle_since: None,
-        claimed: None,
+        claimed: VecDeque::new(),
+        batch_size: 1,
         search_path: Vec::new(),
     };
     worker.announce()?;
@@ -89,8 +93,10 @@ struct Worker {
     since: i64,
     /// Since when it has had nothing to do.
     idle_since: Option<i64>,
-    /// The task that was claimed together with the end of the last one.
-    claimed: Option<Claimed>,
+    /// Tasks that are claimed and have not run: the one that was claimed together with the end of the last one, or what is left of a batch.
+    claimed: VecDeque<Claimed>,
+    /// How many tasks it puts into a batch at most, whatever the topic allows: see [`batch`].
+    batch_size: usize,
     /// The search_path that the session has by default: that of the last task.
     search_path: Vec<u8>,
 }
@@ -102,10 +108,26 @@ struct Claimed {
     rules: Rules,
 }
 
+impl Claimed {
+    /// Milliseconds that it may take; 0 is as many as it wants.
+    fn timeout_ms(&self) -> i32 {
+        self.task.timeout_ms.unwrap_or(self.rules.timeout_ms)
+    }
+}
+
+/// Where commits need not wait for the disk, they do not, until the session is reset: so for the mark of a failure, too. What a
+/// task itself sets counts.
+fn relax(rules: Rules) -> Result<()> {
+    if rules.durability == config::Durability::Relaxed {
+        guc::set_for_session(c"synchronous_commit", b"off")?;
+    }
+    Ok(())
+}
+
 /// What the registry says before a task is begun.
 enum Permission {
-    /// To begin this one.
-    Granted(Candidate, Rules),
+    /// To begin this one, and those that share its commit.
+    Granted(Candidate, Vec<Candidate>, Rules),
     /// There is none that could start, as far as is known.
     Nothing,
     /// Others may have to go first.
@@ -121,9 +143,9 @@ impl MainLoop for Worker {
             // other tasks may start now
             registry::lock()?.forget_ready(self.key);
         }
-        if let Some(claimed) = self.claimed.take() {
+        if !self.claimed.is_empty() {
             crash_point("a next task is begun");
-            self.run(claimed)?;
+            self.run_claimed()?;
             return Ok(Next::Again);
         }
         if registry::lock()?.has_ready(self.key)
@@ -236,8 +258,8 @@ impl Worker {
             return Ok(Some(Next::Again));
         };
         let configuration = topics::configuration()?;
-        let (candidate, rules) = match self.permission(&store, &configuration)? {
-            Permission::Granted(candidate, rules) => (candidate, rules),
+        let (first, more, rules) = match self.permission(&store, &configuration)? {
+            Permission::Granted(first, more, rules) => (first, more, rules),
             Permission::Nothing => {
                 transaction.commit()?;
                 return Ok(None);
@@ -253,23 +275,43 @@ impl Worker {
             }
         };
         crash_point("a slot is taken");
-        let claimed = store.claim(&candidate, self.key.role)?;
+        let mut claimed = VecDeque::new();
+        let mut locked = Vec::new();
+        for candidate in std::iter::once(&first).chain(&more) {
+            match store.claim(candidate, self.key.role)? {
+                Ok(task) => claimed.push_back(Claimed { task, store, rules }),
+                Err(Updated::Locked) => locked.push(*candidate),
+                // somebody else was faster
+                Err(_) => {}
+            }
+        }
         crash_point("a claim is made");
         transaction.commit()?;
         crash_point("a claim is committed");
         self.idle_since = None;
-        match claimed {
-            // An error that is not the task's leaves the slot as it is: this process ends, and the orphan is a keeper's.
-            Ok(task) => self.run(Claimed { task, store, rules })?,
-            Err(why) => {
-                if why == Updated::Locked {
-                    self.leave_alone(&candidate)?;
-                }
-                // else somebody else was faster
-                self.end_task(false)?;
-            }
+        for candidate in &locked {
+            self.leave_alone(candidate)?;
         }
+        if claimed.is_empty() {
+            self.end_task(false)?;
+            return Ok(Some(Next::Again));
+        }
+        if !more.is_empty() {
+            let tasks: Vec<i64> = claimed.iter().map(|one| one.task.row.id).collect();
+            registry::lock()?.keep_of_batch(self.ticket, &tasks, 0);
+        }
+        // An error that is not the task's leaves the slot as it is: this process ends, and the orphan is a keeper's.
+        self.claimed = claimed;
+        self.run_claimed()?;
         Ok(Some(Next::Again))
+    }
+
+    /// Runs what it has claimed.
+    fn run_claimed(&mut self) -> Result<()> {
+        if self.claimed.len() > 1 {
+            return self.run_batch();
+        }
+        self.claimed.pop_front().map_or(Ok(()), |one| self.run(one))
     }
 
     /// Somebody holds the task's row: for a while it is passed over.
@@ -360,9 +402,15 @@ impl Worker {
                 return Ok(Permission::Leave);
             }
         }
+        let most = self.batch_limit(rules);
+        let more = if most > 1 {
+            registry.begin_batch(self.ticket, &candidate, most)
+        } else {
+            Vec::new()
+        };
         self.sight = sight;
         self.leave_to_others(&mut registry, configuration, now);
-        Ok(Permission::Granted(candidate, rules))
+        Ok(Permission::Granted(candidate, more, rules))
     }
 
     /// What this worker leaves undone while it runs a task, for hours maybe, is others'.
@@ -414,7 +462,7 @@ impl Worker {
         let task = &claimed.task;
         let mut at_the_mark = false;
         if let Err(error) = self.execute(&claimed, &mut at_the_mark) {
-            if let Some(next) = self.claimed.take() {
+            if let Some(next) = self.claimed.pop_front() {
                 // its claim was rolled back with all the rest
                 registry::lock()?.drop_next(self.ticket, next.task.row.place());
             }
@@ -423,33 +471,31 @@ impl Worker {
             self.record_failure(task, &error, blameless)?;
         }
         self.done += 1;
+        self.batch_size = self.batch_size.saturating_mul(2);
         let transaction = Transaction::begin(Durability::Asynchronous)?;
         session::reset()?;
         crash_point("a session is reset");
         transaction.commit()?;
         crash_point("a reset is committed");
         self.end_task(true)?;
-        if self.claimed.is_none() {
+        self.show_idle()?;
+        session::report_statistics(false)
+    }
+
+    /// Shows in pg_stat_activity that it runs nothing, unless it is about to go on.
+    fn show_idle(&self) -> Result<()> {
+        if self.claimed.is_empty() {
             guc::set_default(c"application_name", b"pg_background_queue")?;
             session::report_activity(Activity::Idle)?;
         }
-        session::report_statistics(false)
+        Ok(())
     }
 
     /// `at_the_mark` is set if it is the finish mark that fails.
     fn execute(&mut self, claimed: &Claimed, at_the_mark: &mut bool) -> Result<()> {
         let Claimed { task, store, rules } = claimed;
-        let name = format!("pg_background_queue task {}", task.row.id);
-        guc::set_default(c"application_name", name.as_bytes())?;
-        if self.search_path != task.search_path {
-            guc::set_default(c"search_path", &task.search_path)?;
-            self.search_path.clone_from(&task.search_path);
-        }
-        if rules.durability == config::Durability::Relaxed {
-            // until the session is reset, so for the mark of a failure, too; what the task itself sets counts
-            guc::set_for_session(c"synchronous_commit", b"off")?;
-        }
-        let timeout_ms = task.timeout_ms.unwrap_or(rules.timeout_ms);
+        self.prepare_session(task, *rules)?;
+        let timeout_ms = claimed.timeout_ms();
         let memory = Rc::clone(&self.memory);
         if registry::lock()?.is_cancelled(self.ticket, task.row.id) {
             // before it could be interrupted; or that was taken for a cancel of nothing
@@ -466,6 +512,17 @@ impl Worker {
         crash_point("a text is over");
         interrupt::hold_cancels();
         result
+    }
+
+    /// Makes the session what this task is to find.
+    fn prepare_session(&mut self, task: &Task, rules: Rules) -> Result<()> {
+        let name = format!("pg_background_queue task {}", task.row.id);
+        guc::set_default(c"application_name", name.as_bytes())?;
+        if self.search_path != task.search_path {
+            guc::set_default(c"search_path", &task.search_path)?;
+            self.search_path.clone_from(&task.search_path);
+        }
+        relax(rules)
     }
 
     /// Claims the task that comes next, if there is a plain one, in the transaction in which the last one finishes: one
@@ -496,7 +553,7 @@ impl Worker {
         match store.claim(&candidate, self.key.role) {
             Ok(Ok(task)) => {
                 crash_point("a next claim is made");
-                self.claimed = Some(Claimed {
+                self.claimed.push_back(Claimed {
                     task,
                     store: *store,
                     rules: configuration.rules(candidate.topic),

@@ -22,6 +22,9 @@
 static ProcessUtility_hook_type next_hook = NULL;
 static PgbqUtilityWatch watch;
 
+/* A utility command has begun since the last pgbq_forget_utility: one that may leave something in the session. */
+static bool utility_ran = false;
+
 #if PG_VERSION_NUM >= 140000
 #define READ_ONLY_TREE_PARAMETER bool read_only_tree,
 #define READ_ONLY_TREE read_only_tree,
@@ -140,6 +143,13 @@ changes_settings(Node *node, Oid *role, Oid *database)
 	return true;
 }
 
+/* Whether nothing of the command can outlive it, but for the commands that run inside of it, which come by here, too. */
+static bool
+leaves_nothing(Node *node)
+{
+	return IsA(node, DoStmt) || IsA(node, CallStmt) || IsA(node, ExplainStmt);
+}
+
 static void
 watch_utility(PlannedStmt *statement, const char *text, READ_ONLY_TREE_PARAMETER
 			  ProcessUtilityContext context, ParamListInfo params,
@@ -153,6 +163,9 @@ watch_utility(PlannedStmt *statement, const char *text, READ_ONLY_TREE_PARAMETER
 	Oid			settings_role;
 	Oid			settings_database;
 	volatile bool settings = changes_settings(node, &settings_role, &settings_database);
+
+	if (!leaves_nothing(node))
+		utility_ran = true;
 
 	PG_TRY();
 	{
@@ -183,4 +196,17 @@ pgbq_watch_utility(const PgbqUtilityWatch *callbacks)
 	watch = *callbacks;
 	next_hook = ProcessUtility_hook;
 	ProcessUtility_hook = watch_utility;
+}
+
+/* Whether a utility command has begun in this process since pgbq_forget_utility. */
+bool
+pgbq_utility_ran(void)
+{
+	return utility_ran;
+}
+
+void
+pgbq_forget_utility(void)
+{
+	utility_ran = false;
 }

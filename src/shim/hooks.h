@@ -17,6 +17,8 @@ typedef struct PgbqUtilityWatch
 	void		(*no_longer) (Oid database);
 } PgbqUtilityWatch;
 
+extern bool pgbq_utility_ran(void);
+extern void pgbq_forget_utility(void);
 extern void pgbq_watch_utility(const PgbqUtilityWatch *watch);
 
 #endif

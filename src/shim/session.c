@@ -9,6 +9,8 @@
 #include "commands/prepare.h"
 #include "commands/sequence.h"
 #include "storage/lock.h"
+#include "storage/lwlock.h"
+#include "storage/proc.h"
 #include "utils/guc.h"
 #include "utils/portal.h"
 
@@ -23,6 +25,17 @@
 void
 pgbq_reset_session(void)
 {
+	pgbq_reset_settings();
+	DropAllPreparedStatements();
+	Async_UnlistenAll();
+	LockReleaseAll(USER_LOCKMETHOD, true);
+	ResetTempTableNamespace();
+}
+
+/* Of that, what a session can have that has run no utility command and holds no lock of its own: it needs no end of a transaction. */
+void
+pgbq_reset_settings(void)
+{
 	PortalHashTableDeleteAll();
 	SetPGVariable("session_authorization", NIL, false);
 	/* DISCARD ALL relies on the above for the role; some versions leave the setting itself behind */
@@ -30,9 +43,51 @@ pgbq_reset_session(void)
 	ResetAllOptions();
 	/* in a transaction the default of the role is armed at once */
 	pgbq_stop_transaction_timeout();
-	DropAllPreparedStatements();
-	Async_UnlistenAll();
-	LockReleaseAll(USER_LOCKMETHOD, true);
-	ResetTempTableNamespace();
 	ResetSequenceCaches();
+}
+
+/* Whether this process holds advisory locks, of the session or of the transaction. */
+bool
+pgbq_holds_advisory_locks(void)
+{
+	bool		found = false;
+
+	for (int i = 0; i < NUM_LOCK_PARTITIONS && !found; i++)
+	{
+		LWLock	   *partition = LockHashPartitionLockByIndex(i);
+
+		/* the list is our own, but what is in it can be moved by others */
+		LWLockAcquire(partition, LW_SHARED);
+#if PG_VERSION_NUM >= 160000
+		{
+			dlist_iter	iter;
+
+			dlist_foreach(iter, &MyProc->myProcLocks[i])
+				found |= LOCK_LOCKMETHOD(*dlist_container(PROCLOCK, procLink, iter.cur)->tag.myLock) == USER_LOCKMETHOD;
+		}
+#else
+		{
+			SHM_QUEUE  *list = &MyProc->myProcLocks[i];
+			PROCLOCK   *held;
+
+			for (held = (PROCLOCK *) SHMQueueNext(list, list, offsetof(PROCLOCK, procLink));
+				 held != NULL;
+				 held = (PROCLOCK *) SHMQueueNext(list, &held->procLink, offsetof(PROCLOCK, procLink)))
+				found |= LOCK_LOCKMETHOD(*held->tag.myLock) == USER_LOCKMETHOD;
+		}
+#endif
+		LWLockRelease(partition);
+	}
+	return found;
+}
+
+/* Whether tasks of this session may share a transaction, as its settings are by default. */
+bool
+pgbq_may_share_transactions(void)
+{
+#if PG_VERSION_NUM >= 170000
+	if (TransactionTimeout > 0)
+		return false;
+#endif
+	return DefaultXactIsoLevel <= XACT_READ_COMMITTED;
 }

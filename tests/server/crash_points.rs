@@ -13,6 +13,7 @@ use crate::harness::{
 use crate::safe_layer::library_dir;
 
 const LIMIT: &str = "pg_background_queue.max_parallel_running_tasks_count";
+const TOPIC_CONFIG: &str = "pg_background_queue.topic_config";
 const IDLE_TIMEOUT: &str = "pg_background_queue.worker_idle_timeout";
 
 /// What it takes to come by a place.
@@ -22,6 +23,8 @@ enum Way {
     Succeed,
     /// So many are there at once that a worker goes from one to the next.
     Queue,
+    /// The same of a topic whose tasks share commits, some of which fail or must be alone.
+    Batch,
     /// Tasks are enqueued and fail.
     Fail,
     /// A worker has been terminated in the middle of its task.
@@ -59,6 +62,15 @@ const ENDING: &[(&str, Way)] = &[
     ("a slot is about to be given back", Way::Succeed),
 ];
 
+const BATCHES: &[(&str, Way)] = &[
+    ("a text of a batch is about to run", Way::Batch),
+    ("a text of a batch has run", Way::Batch),
+    ("a text of a batch has failed", Way::Batch),
+    ("a batch is about to commit", Way::Batch),
+    ("a batch is over", Way::Batch),
+    ("what is left of a batch is put back", Way::Batch),
+];
+
 const RECOVERY: &[(&str, Way)] = &[
     ("tasks are reopened", Way::Crash),
     ("a reopening is committed", Way::Crash),
@@ -79,6 +91,7 @@ impl Fixture {
             .conf(LIMIT, "3")
             .conf(IDLE_TIMEOUT, "200ms")
             .conf("pg_background_queue.max_retry_delay", "1s")
+            .conf(TOPIC_CONFIG, r#"{"batch": {"commit_batch": 5}}"#)
             .expect_crash()
             .start();
         let mut client = server.superuser();
@@ -159,11 +172,22 @@ fn come_by(fixture: &mut Fixture, point: &str, way: Way, loader: &mut Loader<'_>
                 }
             }
         }
-        Way::Queue => {
+        Way::Queue | Way::Batch => {
             fixture.arm(point);
+            let kinds = if way == Way::Queue {
+                [Kind::Insert; 5]
+            } else {
+                [
+                    Kind::Batch,
+                    Kind::Batch,
+                    Kind::Fails,
+                    Kind::Batch,
+                    Kind::Vacuum,
+                ]
+            };
             run(&mut client, "BEGIN");
-            for _ in 0..20 {
-                let enqueued = loader.enqueue(&mut client, true, Kind::Insert);
+            for kind in kinds.into_iter().cycle().take(40) {
+                let enqueued = loader.enqueue(&mut client, true, kind);
                 enqueued.expect("enqueue");
             }
             // from then on they are there, whether the session lives to hear of it or not
@@ -254,6 +278,11 @@ fn the_server_goes_down_while_tasks_end() {
 }
 
 #[test]
+fn the_server_goes_down_while_tasks_share_a_commit() {
+    crash_at(BATCHES);
+}
+
+#[test]
 fn the_server_goes_down_while_keepers_clear_away_what_is_left() {
     crash_at(RECOVERY);
 }
@@ -279,7 +308,7 @@ fn all_places_are_tested() {
     }
     named.sort_unstable();
     named.dedup();
-    let mut tested: Vec<String> = [ENQUEUEING, CLAIMING, ENDING, RECOVERY]
+    let mut tested: Vec<String> = [ENQUEUEING, CLAIMING, ENDING, BATCHES, RECOVERY]
         .concat()
         .iter()
         .map(|(point, _)| (*point).to_owned())

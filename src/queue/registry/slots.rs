@@ -1,6 +1,7 @@
 //! The processes, each with a slot that says what it runs: who is there, and which tasks have a worker.
 
 use super::{Registry, lock};
+use crate::core::config::MOST_IN_BATCH;
 use crate::pg::bgworker::pool::{self, Pool, Slot, SlotState};
 use crate::pg::time::TimestampTz;
 use crate::pg::{self, Oid, Result};
@@ -55,6 +56,8 @@ pub struct Work {
     pub relation: Oid,
     /// The task that it goes on with, claimed in the transaction in which the first one finishes.
     pub next: NextTask,
+    /// The tasks that it has claimed together, that one among them; empty if it has claimed one.
+    pub batch: Batch,
     /// Since when it does what it does.
     pub changed: TimestampTz,
     /// Tasks that it has ended.
@@ -76,9 +79,19 @@ impl Work {
             attempt: 0,
             relation: 0,
             next: NextTask::NONE,
+            batch: Batch::EMPTY,
             changed: 0,
             done: 0,
         }
+    }
+}
+
+impl Work {
+    /// Whether the task is one of those that the process has claimed.
+    fn has_claimed(&self, task: i64) -> bool {
+        self.task == task
+            || self.next.task == task
+            || self.batch.claims().iter().any(|claim| claim.task == task)
     }
 }
 
@@ -104,6 +117,67 @@ impl NextTask {
         attempt: 0,
         cancelled: false,
     };
+}
+
+/// Tasks of one topic that share a commit, in the order in which they run.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(C)]
+pub struct Batch {
+    count: u32,
+    claims: [Claim; MOST_IN_BATCH as usize],
+}
+
+/// A task of a batch.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(C)]
+pub struct Claim {
+    /// Which.
+    pub task: i64,
+    /// The attempt of it.
+    pub attempt: i32,
+    /// It was cancelled.
+    pub cancelled: bool,
+    /// It is about to be put back, and waits again in a moment.
+    pub ending: bool,
+}
+
+impl Batch {
+    /// Of nobody.
+    pub const EMPTY: Self = Self {
+        count: 0,
+        claims: [Claim {
+            task: 0,
+            attempt: 0,
+            cancelled: false,
+            ending: false,
+        }; MOST_IN_BATCH as usize],
+    };
+
+    /// The tasks.
+    pub fn claims(&self) -> &[Claim] {
+        &self.claims[..self.count as usize]
+    }
+
+    pub(super) fn claims_mut(&mut self) -> &mut [Claim] {
+        &mut self.claims[..self.count as usize]
+    }
+
+    /// Adds one, if there is room.
+    pub(super) fn push(&mut self, claim: Claim) {
+        if let Some(place) = self.claims.get_mut(self.count as usize) {
+            *place = claim;
+            self.count += 1;
+        }
+    }
+
+    /// Keeps those for which `wanted` holds; a batch of one is none.
+    pub(super) fn retain(&mut self, wanted: impl Fn(&Claim) -> bool) {
+        let all = *self;
+        self.count = 0;
+        for claim in all.claims().iter().filter(|claim| wanted(claim)) {
+            self.push(*claim);
+        }
+    }
 }
 
 /// A slot of ours.
@@ -168,7 +242,7 @@ impl Registry {
             slot.state != SlotState::Free
                 && slot.key.database == database
                 && slot.payload.relation == relation
-                && (slot.payload.task == task || slot.payload.next.task == task)
+                && slot.payload.has_claimed(task)
         })
     }
 

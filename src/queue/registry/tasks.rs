@@ -1,6 +1,6 @@
 //! The tasks that run, from the place that a worker takes for one to its end, or until it is cancelled.
 
-use super::slots::NextTask;
+use super::slots::{Batch, Claim, NextTask};
 use super::{MayStart, Registry, Sight, Work};
 use crate::core::ready::Place;
 use crate::pg::bgworker::pool::{self, SlotState, Ticket};
@@ -86,6 +86,7 @@ impl Registry {
                 attempt,
                 topic,
                 suspect,
+                batch: Batch::EMPTY,
                 cancelled: false,
                 ending: false,
                 changed: now,
@@ -131,6 +132,7 @@ impl Registry {
                 registry.has_room(key, task.topic, rules, 0, now)
             };
             task.interruptions == 0
+                && rules.commit_batch == 1
                 && !(unclean && task.joined_at < booted)
                 && (!rules.limited || rules.delay == 0 && !others_blocked && room)
         })?;
@@ -177,6 +179,7 @@ impl Registry {
             ending: false,
             suspect: false,
             next: NextTask::NONE,
+            batch: Batch::EMPTY,
             done: done + u64::from(has_run),
             changed: time::now(),
             ..slot.payload
@@ -189,49 +192,56 @@ impl Registry {
 
     /// Cancels the task that a worker runs: interrupts it, while the lock keeps it from going on to another.
     pub fn cancel(&mut self, database: Oid, relation: Oid, task: i64, attempt: i32) -> Cancelled {
-        let found = self.slots.iter_mut().find(|slot| {
-            let Work {
-                task: first,
-                attempt: its,
-                next,
-                ..
-            } = slot.payload;
+        let slots = self.slots.iter_mut().filter(|slot| {
             slot.state != SlotState::Free
                 && slot.key.database == database
                 && slot.payload.relation == relation
-                && ((first, its) == (task, attempt) || (next.task, next.attempt) == (task, attempt))
         });
-        match found {
-            // it is told when it begins it
-            Some(slot) if slot.payload.next.task == task => {
-                slot.payload.next.cancelled = true;
-                Cancelled::Yes
+        for slot in slots {
+            let work = &mut slot.payload;
+            let claims = work.batch.claims();
+            let place = claims
+                .iter()
+                .position(|claim| (claim.task, claim.attempt) == (task, attempt));
+            let current = claims.iter().position(|claim| claim.task == work.task);
+            if (work.task, work.attempt) == (task, attempt) {
+                let is_gone = matches!(slot.state, SlotState::Ended | SlotState::Orphaned);
+                if work.ending && !is_gone {
+                    return Cancelled::TooLate;
+                }
+                work.cancelled = true;
+                // else a keeper will see it
+                if !is_gone {
+                    bgworker::interrupt(slot.pid);
+                }
+            } else if (work.next.task, work.next.attempt) == (task, attempt) {
+                // it is told when it begins it
+                work.next.cancelled = true;
+            } else {
+                let Some(place) = place else { continue };
+                if Some(place) < current || claims[place].ending {
+                    return Cancelled::TooLate;
+                }
             }
-            // its keeper will see it
-            Some(slot) if matches!(slot.state, SlotState::Ended | SlotState::Orphaned) => {
-                slot.payload.cancelled = true;
-                Cancelled::Yes
+            if let Some(place) = place {
+                work.batch.claims_mut()[place].cancelled = true;
             }
-            Some(slot) if slot.payload.ending => Cancelled::TooLate,
-            Some(slot) => {
-                slot.payload.cancelled = true;
-                bgworker::interrupt(slot.pid);
-                Cancelled::Yes
-            }
-            None => Cancelled::NotThere,
+            return Cancelled::Yes;
         }
+        Cancelled::NotThere
     }
 
     /// Whether a task of the worker of this ticket was cancelled.
     pub fn is_cancelled(&mut self, ticket: Ticket, task: i64) -> bool {
         pool::find(self.slots, ticket).is_some_and(|slot| {
-            let Work {
-                task: first,
-                cancelled,
-                next,
-                ..
-            } = slot.payload;
-            first == task && cancelled || next.task == task && next.cancelled
+            let work = &slot.payload;
+            work.task == task && work.cancelled
+                || work.next.task == task && work.next.cancelled
+                || work
+                    .batch
+                    .claims()
+                    .iter()
+                    .any(|claim| claim.task == task && claim.cancelled)
         })
     }
 
@@ -241,5 +251,106 @@ impl Registry {
             slot.payload.ending = true;
             slot.payload.cancelled
         })
+    }
+
+    /// Takes more tasks for the worker of this ticket, which has begun this one: those that follow it and are of its topic,
+    /// up to `most` with it, and no more than leaves the other workers of the role theirs. They have its place.
+    pub fn begin_batch(
+        &mut self,
+        ticket: Ticket,
+        first: &Candidate,
+        most: usize,
+    ) -> Vec<Candidate> {
+        let Some(key) = pool::find(self.slots, ticket).map(|slot| slot.key) else {
+            return Vec::new();
+        };
+        let (unclean, booted) = (self.header.unclean, self.header.booted);
+        let is_plain = |task: &Candidate| {
+            task.topic == first.topic
+                && task.interruptions == 0
+                && !(unclean && task.joined_at < booted)
+        };
+        if !is_plain(first) {
+            return Vec::new();
+        }
+        let workers = self
+            .slots
+            .iter()
+            .filter(|slot| slot.state == SlotState::Attached && slot.key == key)
+            .count();
+        let known = self.shelf(key).map_or(0, |shelf| {
+            let tasks = shelf.ready.tasks();
+            tasks.iter().take_while(|task| is_plain(task)).count()
+        });
+        let most = most.min((known + 1).div_ceil(workers.max(1)));
+        let mut more = Vec::new();
+        while more.len() + 1 < most
+            && self
+                .shelf(key)
+                .is_some_and(|shelf| shelf.ready.tasks().first().is_some_and(is_plain))
+        {
+            more.extend(self.take_known(key, 0));
+        }
+        if let Some(slot) = pool::find(self.slots, ticket).filter(|_| !more.is_empty()) {
+            for task in std::iter::once(first).chain(&more) {
+                slot.payload.batch.push(Claim {
+                    task: task.id,
+                    attempt: task.attempt.wrapping_add(1),
+                    cancelled: false,
+                    ending: false,
+                });
+            }
+        }
+        more
+    }
+
+    /// The worker of this ticket runs this task of its batch now.
+    pub fn go_on(&mut self, ticket: Ticket, task: i64) {
+        if let Some(slot) = pool::find(self.slots, ticket)
+            && let Some(claim) = slot
+                .payload
+                .batch
+                .claims()
+                .iter()
+                .find(|claim| claim.task == task)
+        {
+            slot.payload = Work {
+                task,
+                attempt: claim.attempt,
+                cancelled: claim.cancelled,
+                ending: false,
+                changed: time::now(),
+                ..slot.payload
+            };
+        }
+    }
+
+    /// The worker of this ticket is about to put these tasks of its batch back: it is too late to cancel them here. Returns those that
+    /// were cancelled before.
+    pub fn begin_put_back(&mut self, ticket: Ticket, tasks: &[i64]) -> Vec<i64> {
+        let mut cancelled = Vec::new();
+        if let Some(slot) = pool::find(self.slots, ticket) {
+            for claim in slot.payload.batch.claims_mut() {
+                if tasks.contains(&claim.task) {
+                    claim.ending = true;
+                    cancelled.extend(claim.cancelled.then_some(claim.task));
+                }
+            }
+        }
+        cancelled
+    }
+
+    /// Of its batch, the worker of this ticket keeps these tasks only, of which the first is the one that it runs now, and has
+    /// ended `ended` of the others.
+    pub fn keep_of_batch(&mut self, ticket: Ticket, tasks: &[i64], ended: u64) {
+        if let Some(slot) = pool::find(self.slots, ticket) {
+            slot.payload.done += ended;
+            slot.payload
+                .batch
+                .retain(|claim| tasks.contains(&claim.task));
+        }
+        if let Some(&first) = tasks.first() {
+            self.go_on(ticket, first);
+        }
     }
 }

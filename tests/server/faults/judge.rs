@@ -209,10 +209,12 @@ fn judge_children(account: &Account, verdict: &mut Verdict) {
     }
 }
 
-/// Never more at a time than any configuration allowed. The topics' limits are checked by the tasks themselves.
+/// Never more at a time than any configuration allowed. The topics' limits are checked by the tasks themselves. Tasks of a batch count as
+/// one; which those are is not known here.
 fn judge_parallel(account: &Account, verdict: &mut Verdict) {
     let mut events = Vec::new();
-    for task in account.found.iter().filter(|task| task.state == "finished") {
+    let counts = |task: &&Found| task.state == "finished" && task.kind.topic() != Some("batch");
+    for task in account.found.iter().filter(counts) {
         if let (Some(started), Some(closed)) = (task.started, task.closed) {
             events.push((started, 1));
             events.push((closed, -1));

@@ -5,7 +5,7 @@ use std::thread;
 use std::time::{Duration, SystemTime};
 
 use fastrand::Rng;
-use postgres::Client;
+use postgres::{Client, GenericClient};
 
 use super::ledger::{Ledger, Sent};
 use super::pick;
@@ -26,6 +26,8 @@ pub enum Kind {
     Delayed,
     /// Of the topic `relaxed`, whose commits are lost in a crash.
     Relaxed,
+    /// Of the topic `batch`, as are [`Kind::Fails`] and [`Kind::Vacuum`], several at once: they share commits.
+    Batch,
     /// Not before a second from now.
     Later,
     Fails,
@@ -63,6 +65,7 @@ const MIX: &[(Kind, usize)] = &[
     (Kind::Two, 5),
     (Kind::Delayed, 1),
     (Kind::Relaxed, 6),
+    (Kind::Batch, 3),
     (Kind::Later, 2),
     (Kind::Fails, 3),
     (Kind::Flaky, 3),
@@ -75,13 +78,14 @@ const MIX: &[(Kind, usize)] = &[
 ];
 
 impl Kind {
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::Insert,
         Self::Slow,
         Self::One,
         Self::Two,
         Self::Delayed,
         Self::Relaxed,
+        Self::Batch,
         Self::Later,
         Self::Fails,
         Self::Flaky,
@@ -127,6 +131,7 @@ impl Kind {
             Self::Two => Some("two"),
             Self::Delayed => Some("delayed"),
             Self::Relaxed => Some("relaxed"),
+            Self::Batch | Self::Fails | Self::Vacuum => Some("batch"),
             _ => None,
         }
     }
@@ -136,7 +141,12 @@ impl Kind {
         let effect = format!("INSERT INTO public.effects VALUES ({marker})");
         let sleep = format!("SELECT pg_sleep({})", random.f64() * 0.06);
         let body = match self {
-            Self::Insert | Self::Later | Self::Child | Self::Delayed | Self::Relaxed => effect,
+            Self::Insert
+            | Self::Later
+            | Self::Child
+            | Self::Delayed
+            | Self::Relaxed
+            | Self::Batch => effect,
             Self::Slow => format!("{effect}; {sleep}"),
             Self::One => format!("SELECT public.take_place('one', 1); {effect}; {sleep}"),
             Self::Two => format!("SELECT public.take_place('two', 2); {sleep}; {effect}"),
@@ -243,10 +253,28 @@ impl Loader<'_> {
         session.as_mut()
     }
 
-    /// Enqueues a task.
+    /// Enqueues a task, or some that are to share a commit.
     pub fn one(&mut self, client: &mut Client, durable: bool) -> Result<(), postgres::Error> {
         let kind = Kind::choose(&mut self.random);
-        self.enqueue(client, durable, kind).map(drop)
+        if kind != Kind::Batch {
+            return self.enqueue(client, durable, kind).map(drop);
+        }
+        let mut transaction = client.transaction()?;
+        let mut all = Vec::new();
+        for _ in 0..self.random.usize(2..12) {
+            let kind = match self.random.u32(0..10) {
+                0 => Kind::Fails,
+                1 => Kind::Vacuum,
+                _ => Kind::Batch,
+            };
+            all.push(self.send(&mut transaction, durable, kind)?);
+        }
+        transaction.commit()?;
+        for mut sent in all {
+            sent.acknowledged = SystemTime::now();
+            self.ledger.sent(sent);
+        }
+        Ok(())
     }
 
     /// Enqueues a task of this kind; returns its id.
@@ -256,6 +284,23 @@ impl Loader<'_> {
         durable: bool,
         kind: Kind,
     ) -> Result<i64, postgres::Error> {
+        let sent = self.send(client, durable, kind)?;
+        let id = sent.id;
+        self.ledger.sent(sent);
+        if kind == Kind::Cancelled {
+            // before it runs, while it runs
+            thread::sleep(Duration::from_millis(self.random.u64(0..50)));
+            client.query_one("SELECT pg_background_queue_cancel($1)", &[&id])?;
+        }
+        Ok(id)
+    }
+
+    fn send(
+        &mut self,
+        client: &mut impl GenericClient,
+        durable: bool,
+        kind: Kind,
+    ) -> Result<Sent, postgres::Error> {
         let marker = self.ledger.marker();
         let text = kind.text(marker, &mut self.random);
         let priority =
@@ -267,19 +312,12 @@ impl Loader<'_> {
              run_at => CASE WHEN $4::float8 > 0 THEN now() + make_interval(secs => $4) END, retry_count => $5)",
             &[&text, &kind.topic(), &priority, &seconds, &retries],
         )?;
-        let id = row.get(0);
-        self.ledger.sent(Sent {
+        Ok(Sent {
             database: self.database.to_owned(),
-            id,
+            id: row.get(0),
             marker,
             durable,
             acknowledged: SystemTime::now(),
-        });
-        if kind == Kind::Cancelled {
-            // before it runs, while it runs
-            thread::sleep(Duration::from_millis(self.random.u64(0..50)));
-            client.query_one("SELECT pg_background_queue_cancel($1)", &[&id])?;
-        }
-        Ok(id)
+        })
     }
 }

@@ -1,0 +1,169 @@
+//! Several tasks in one commit, for topics with a `commit_batch`.
+//!
+//! Tasks that follow each other and are of one topic are claimed together and run in one transaction, a subtransaction each, so that one that
+//! fails is alone in that. They have one place among those that run. A batch takes [`MOST_MILLISECONDS`] at most: the task that
+//! runs then is rolled back, as is one that cannot be in a subtransaction. What was done before it is committed, what comes after it is put
+//! back for others, and it runs alone, as all tasks of other topics do. After that the worker takes one task at a time, then two, four and so
+//! on: a topic whose tasks are no good for batches loses little by its setting.
+
+use super::{Claimed, Worker, relax};
+use crate::core::errors;
+use crate::pg::session;
+use crate::pg::statement::{self, Text};
+use crate::pg::xact::{Durability, Transaction};
+use crate::pg::{Error, Result, crash_point, interrupt};
+use crate::queue::store::State;
+use crate::queue::topics::Rules;
+use crate::queue::{process, registry};
+
+/// How long those that are done may wait for the others.
+const MOST_MILLISECONDS: i32 = 100;
+
+impl Worker {
+    /// How many tasks of a topic may be in a batch now.
+    pub(super) fn batch_limit(&self, rules: Rules) -> usize {
+        // each start of a topic with a delay is to wait; and other transactions than READ COMMITTED see what has come before them
+        if rules.commit_batch == 1 || rules.delay > 0 || !session::may_share_transactions() {
+            return 1;
+        }
+        rules.commit_batch.min(self.batch_size)
+    }
+
+    /// Runs the tasks that are claimed, as far as they can share a commit.
+    ///
+    /// # Errors
+    /// What is not a task's: a row cannot be written.
+    pub(super) fn run_batch(&mut self) -> Result<()> {
+        let batch: Vec<Claimed> = self.claimed.drain(..).collect();
+        let memory = std::rc::Rc::clone(&self.memory);
+        let texts: Vec<Text<'_>> = batch
+            .iter()
+            .map(|claimed| Text {
+                sql: &claimed.task.sql,
+                timeout_ms: claimed.timeout_ms(),
+            })
+            .collect();
+        let mut watch = Watch {
+            worker: self,
+            batch: &batch,
+            soiled: false,
+        };
+        session::watch_soil();
+        interrupt::allow_cancels();
+        let end = statement::run_batch(&texts, MOST_MILLISECONDS, &memory, &mut watch);
+        interrupt::hold_cancels();
+        crash_point("a batch is over");
+        drop(texts);
+
+        let mut rest: Vec<Claimed> = batch.into_iter().skip(end.settled).collect();
+        let mut put_back = Vec::new();
+        if end.alone || interrupt::wants_turn() {
+            // it may take long, or this process may end
+            put_back = rest.split_off(usize::from(end.alone).min(rest.len()));
+        }
+        let ids =
+            |tasks: &[Claimed]| -> Vec<i64> { tasks.iter().map(|one| one.task.row.id).collect() };
+        let cancelled = registry::lock()?.begin_put_back(self.ticket, &ids(&put_back));
+        let transaction = Transaction::begin(Durability::Asynchronous)?;
+        session::reset()?;
+        for Claimed { task, store, .. } in &put_back {
+            if cancelled.contains(&task.row.id) {
+                store.close_waiting(&task.row, State::Cancelled, None)?;
+            } else {
+                store.reopen(&task.row, task.row.interruptions)?;
+            }
+        }
+        transaction.commit()?;
+        crash_point("what is left of a batch is put back");
+
+        self.batch_size = if end.alone {
+            1
+        } else {
+            self.batch_size.saturating_mul(2)
+        };
+        self.done += end.settled as u64;
+        let mut registry = registry::lock()?;
+        let kept = ids(&rest);
+        // the last one is counted when it ends
+        let ended = end.settled as u64 - u64::from(kept.is_empty() && end.settled > 0);
+        registry.keep_of_batch(self.ticket, &kept, ended);
+        let places = put_back.iter().map(|claimed| claimed.task.row.place());
+        if let Some(place) = places.min()
+            && registry.offer(self.key, place, put_back.len() as u32)
+        {
+            registry.wake_launcher();
+        }
+        drop(registry);
+        self.claimed.extend(rest);
+        if self.claimed.is_empty() {
+            self.end_task(end.settled > 0)?;
+        }
+        self.show_idle()?;
+        session::report_statistics(false)
+    }
+}
+
+/// See to the tasks of a batch while it runs.
+struct Watch<'a> {
+    worker: &'a mut Worker,
+    batch: &'a [Claimed],
+    /// The last one has left something in the session.
+    soiled: bool,
+}
+
+impl Watch<'_> {
+    /// Whether the batch must end here.
+    fn must_end(&mut self) -> Result<bool> {
+        self.soiled = session::is_soiled()?;
+        Ok(self.soiled || interrupt::wants_turn())
+    }
+}
+
+impl statement::Watch for Watch<'_> {
+    fn begin(&mut self, index: usize) -> Result<bool> {
+        let Claimed { task, rules, .. } = &self.batch[index];
+        registry::lock()?.go_on(self.worker.ticket, task.row.id);
+        // one for the task before may have come late
+        interrupt::forget_cancel();
+        if registry::lock()?.is_cancelled(self.worker.ticket, task.row.id) {
+            return Ok(false);
+        }
+        self.worker.prepare_session(task, *rules)?;
+        crash_point("a text of a batch is about to run");
+        Ok(true)
+    }
+
+    fn done(&mut self, index: usize) -> Result<bool> {
+        let Claimed { task, store, .. } = &self.batch[index];
+        store.finish(task)?;
+        crash_point("a text of a batch has run");
+        if self.must_end()? {
+            return Ok(false);
+        }
+        session::reset_settings()?;
+        Ok(true)
+    }
+
+    fn failed(&mut self, index: usize, error: &Error) -> Result<bool> {
+        let Claimed { task, store, .. } = &self.batch[index];
+        let text = errors::entry(&error.sqlstate().code(), error.message(), &error.fields());
+        // from here on a cancel waits for what is marked now
+        let cancelled = registry::lock()?.begin_ending(self.worker.ticket);
+        process::attempt_failed(store, &task.row, &text, cancelled)?;
+        crash_point("a text of a batch has failed");
+        if self.must_end()? {
+            return Ok(false);
+        }
+        session::reset_settings()?;
+        Ok(true)
+    }
+
+    fn before_commit(&mut self) -> Result<()> {
+        crash_point("a batch is about to commit");
+        // its settings are those of the last one, or of none
+        match self.batch.first() {
+            Some(claimed) if !self.soiled => relax(claimed.rules),
+            _ => Ok(()),
+        }
+    }
+}
