@@ -179,7 +179,8 @@ BEGIN
             ADD COLUMN max_retries integer,
             ADD COLUMN interruptions integer NOT NULL DEFAULT 0,
             ADD COLUMN held boolean NOT NULL DEFAULT false,
-            ADD COLUMN timeout_ms integer
+            ADD COLUMN timeout_ms integer,
+            ADD COLUMN scheduled boolean NOT NULL DEFAULT false
         $alter$,
         role.oid,
         role.rolname,
@@ -213,8 +214,12 @@ ALTER TABLE @extschema@.pg_background_tasks
 DROP TYPE @extschema@.pg_background_queue_task_state_1_0;
 
 CREATE INDEX pg_background_tasks_queue_idx
-    ON @extschema@.pg_background_tasks (held, role_oid, topic COLLATE pg_catalog."C", priority, id)
+    ON @extschema@.pg_background_tasks (held, role_oid, scheduled, topic COLLATE pg_catalog."C", priority, id)
     WHERE state IN ('pending', 'retrying');
+-- Those that are to be let into the queue at their time. NULL is at once: nobody but a superuser makes that.
+CREATE INDEX pg_background_tasks_schedule_idx
+    ON @extschema@.pg_background_tasks (role_oid, due_at NULLS FIRST, priority, id)
+    WHERE scheduled AND NOT held AND state IN ('pending', 'retrying');
 CREATE INDEX pg_background_tasks_state_idx ON @extschema@.pg_background_tasks (state, closed_at DESC)
     WHERE state IN ('running', 'failed', 'cancelled');
 
@@ -243,7 +248,9 @@ COMMENT ON COLUMN @extschema@.pg_background_tasks.max_retries IS 'Its own limit 
 COMMENT ON COLUMN @extschema@.pg_background_tasks.interruptions IS 'Crashes of the server that it was running in';
 COMMENT ON COLUMN @extschema@.pg_background_tasks.held IS 'It waits for pg_background_queue_release(): it was enqueued in another database or server';
 COMMENT ON COLUMN @extschema@.pg_background_tasks.timeout_ms IS 'Milliseconds after which an attempt is cancelled; NULL: what topic_config says';
+COMMENT ON COLUMN @extschema@.pg_background_tasks.scheduled IS 'It waits for due_at, and is let into the queue then';
 COMMENT ON INDEX @extschema@.pg_background_tasks_queue_idx IS 'Waiting tasks of each role and topic in the order in which they run';
+COMMENT ON INDEX @extschema@.pg_background_tasks_schedule_idx IS 'Tasks that are not due yet in the order in which they will be';
 COMMENT ON INDEX @extschema@.pg_background_tasks_state_idx IS 'Running tasks, and the latest failed and cancelled ones';
 COMMENT ON SEQUENCE @extschema@.pg_background_tasks_id_seq IS 'Numbers of tasks';
 

@@ -5,3 +5,4 @@ pub mod errors;
 pub mod outcome;
 pub mod plan;
 pub mod ready;
+pub mod schedule;

@@ -26,7 +26,7 @@ impl Place {
         id: i64::MIN,
     };
     /// After all.
-    const LAST: Self = Self {
+    pub const LAST: Self = Self {
         priority: i32::MAX,
         id: i64::MAX,
     };

@@ -4,7 +4,7 @@ use super::store::{NewTask, Store};
 use super::{registry, topics, wake};
 use crate::core::ready::Place;
 use crate::pg::catalog::{self, MayConnect};
-use crate::pg::time::TimestampTz;
+use crate::pg::time::{self, TimestampTz};
 use crate::pg::{Error, Result, guc, security, sqlstate, xact};
 
 /// What a caller may say of a task; what is not said is as the settings say.
@@ -70,17 +70,19 @@ pub fn enqueue(sql: Option<&[u8]>, topic: Option<&[u8]>, options: Options) -> Re
         role_name: &role_name,
         search_path: &guc::search_path(),
         run_at: options.run_at,
+        scheduled: options.run_at.is_some_and(|run_at| run_at > time::now()),
         max_retries: options.retry_count,
         timeout_ms,
     };
     let id = store.insert(&task, xact::start_timestamp())?;
-    wake::task_enqueued(
-        role,
-        Place {
-            priority: task.priority,
-            id,
-        },
-    )?;
+    let place = Place {
+        priority: task.priority,
+        id,
+    };
+    match task.run_at.filter(|_| task.scheduled) {
+        Some(due) => wake::task_scheduled(role, place.priority, due)?,
+        None => wake::task_enqueued(role, place)?,
+    }
     Ok(id)
 }
 

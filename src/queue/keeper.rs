@@ -4,15 +4,17 @@
 //! that cannot connect. Then it tells the launcher which roles have work.
 
 use super::process;
-use super::registry::{self, Key, PROCESSES, Work};
+use super::registry::{self, Key, PROCESSES, UNTIL_TOLD, Work};
 use super::store::{Open, OpenRow, Roles, Row, State, Store};
 use crate::core::errors;
 use crate::core::outcome::{self, AfterInterruption, MOST_INTERRUPTIONS};
 use crate::core::ready::Place;
+use crate::core::schedule::Position;
 use crate::pg::bgworker::pool::{self, Member, SlotState, Ticket};
 use crate::pg::bgworker::{Session, Setup};
 use crate::pg::catalog::{self, MayConnect};
 use crate::pg::datum::Datum;
+use crate::pg::time::{self, TimestampTz};
 use crate::pg::xact::{Durability, Transaction};
 use crate::pg::{Oid, Result, control, crash_point, guc, log, sqlstate};
 
@@ -80,14 +82,15 @@ impl Keeper {
     }
 
     /// Lets workers start here, for those who have work.
-    fn tell(&self, demands: Vec<(Oid, i32)>) -> Result<()> {
+    fn tell(&self, demands: Vec<(Oid, i32, Option<TimestampTz>)>) -> Result<()> {
         let mut registry = registry::lock()?;
         // Also where the extension is not installed: should it be, there is nothing to recover.
         match registry.add_database(self.database) {
             Some(database) => database.recovered = true,
             None => registry.header.overflow = true,
         }
-        for (role, priority) in demands {
+        let now = time::now();
+        for (role, priority, due) in demands {
             let key = Key {
                 database: self.database,
                 role,
@@ -96,7 +99,12 @@ impl Keeper {
                 priority,
                 ..Place::FIRST
             };
-            registry.offer(key, place, 1);
+            // somebody may have changed the table by hand
+            registry.schedule(key, TimestampTz::MIN);
+            match due {
+                Some(due) => registry.offer_later(key, priority, due, now),
+                None => registry.offer(key, place, 1),
+            };
         }
         registry.wake_launcher();
         Ok(())
@@ -250,30 +258,38 @@ impl Keeper {
         Ok(())
     }
 
-    /// The roles that have open tasks, each with its best priority; those that cannot connect are `barred`.
+    /// The roles that have open tasks, each with its best priority and, if none of its tasks is in the queue, the first time at which one is due; those
+    /// that cannot connect are `barred`.
     fn roles_with_work(
         &self,
         barred: &mut Vec<(Oid, Vec<u8>, MayConnect)>,
-    ) -> Result<Vec<(Oid, i32)>> {
+    ) -> Result<Vec<(Oid, i32, Option<TimestampTz>)>> {
         let mut found = Vec::new();
         let mut after = None;
         loop {
             let mut next = None;
             let others = after.map_or(Roles::All, Roles::After);
             self.each_open_row(Open::Waiting(others), |row| {
-                next = Some((row.role, row.role_name.clone(), row.priority));
+                next = Some((row.role, row.role_name.clone(), row.priority, row.scheduled));
                 false
             })?;
-            let Some((role, enqueued_as, priority)) = next else {
+            let Some((role, enqueued_as, mut priority, scheduled)) = next else {
                 return Ok(found);
             };
             after = Some(role);
             let transaction = Transaction::begin(Durability::Asynchronous)?;
             let may_connect = catalog::may_connect(role, self.database)?;
             let name = catalog::role_name(role)?;
+            let mut due = scheduled.then_some(UNTIL_TOLD);
+            if scheduled {
+                Store::require()?.scheduled(role, Position::FIRST, |task| {
+                    (priority, due) = (task.priority, Some(task.due()));
+                    false
+                })?;
+            }
             transaction.commit()?;
             if may_connect == MayConnect::Yes {
-                found.push((role, priority));
+                found.push((role, priority, due));
             } else {
                 barred.push((role, name.unwrap_or(enqueued_as), may_connect));
             }

@@ -29,6 +29,10 @@ const CONNECT_MICROSECONDS: i64 = 10_000_000;
 /// The least time between two visits of a database, in microseconds: anybody can ask for one.
 const VISIT_MICROSECONDS: i64 = 100_000;
 
+/// How long it sleeps at most, in milliseconds, while something has its time: the clock may be set meanwhile, or the machine suspended, which a
+/// timeout does not notice.
+const LONGEST_SLEEP_MS: i64 = 60_000;
+
 /// How long a database is left alone, in microseconds, after its keeper has failed; doubled each time.
 const KEEPER_FAILED_MICROSECONDS: i64 = 500_000;
 
@@ -125,7 +129,8 @@ impl MainLoop for Launcher {
             .flatten()
             .min();
         // rounded up: a millisecond too early would be a turn for nothing
-        let timeout_ms = next.map(|next| (next - now).max(0).saturating_add(999) / 1000);
+        let timeout_ms =
+            next.map(|next| ((next - now).max(0).saturating_add(999) / 1000).min(LONGEST_SLEEP_MS));
         latch::wait_for(
             WaitEvent::named(c"PgBackgroundQueueLauncherMain")?,
             timeout_ms,

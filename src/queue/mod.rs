@@ -9,6 +9,7 @@ mod look;
 pub mod manage;
 pub mod process;
 pub mod registry;
+mod schedule;
 pub mod settings;
 pub mod store;
 pub mod topics;

@@ -1,18 +1,43 @@
 //! What a transaction has enqueued, and the wake-up when it commits.
 
-use super::registry::{self, Generations, Key};
+use super::registry::{self, Generations, Key, UNTIL_TOLD};
 use crate::core::ready::Place;
 use crate::pg::bgworker;
 use crate::pg::callback::{self, Empty, Ended, Utility};
 use crate::pg::local::ProcessLocal;
+use crate::pg::time::{self, TimestampTz};
 use crate::pg::{Oid, Result, catalog, crash_point};
 
 /// Roles that one transaction enqueues as; a transaction that uses more asks for a keeper to look.
 const MOST_ROLES: usize = 8;
 
+/// What a transaction has enqueued as one role.
+#[derive(Clone, Copy)]
+struct OfRole {
+    role: Oid,
+    /// Tasks that may run at once.
+    tasks: u32,
+    /// Before all of those.
+    place: Place,
+    /// The time of the first of the others.
+    due: TimestampTz,
+    /// The best priority of the others.
+    due_priority: i32,
+}
+
+impl OfRole {
+    const NOTHING: Self = Self {
+        role: 0,
+        tasks: 0,
+        place: Place::LAST,
+        due: UNTIL_TOLD,
+        due_priority: i32::MAX,
+    };
+}
+
 #[derive(Clone, Copy)]
 struct Pending {
-    roles: [(Oid, Place, u32); MOST_ROLES],
+    roles: [OfRole; MOST_ROLES],
     count: usize,
     look: bool,
     /// Buckets of the settings that it has changed: see [`registry::Generations`].
@@ -20,7 +45,7 @@ struct Pending {
 }
 
 const NOTHING: Pending = Pending {
-    roles: [(0, Place::FIRST, 0); MOST_ROLES],
+    roles: [OfRole::NOTHING; MOST_ROLES],
     count: 0,
     look: false,
     settings: 0,
@@ -35,19 +60,38 @@ static WATCHED: ProcessLocal<bool> = ProcessLocal::new(false);
 /// # Errors
 /// Out of memory.
 pub fn task_enqueued(role: Oid, place: Place) -> Result<()> {
+    note(role, |of_role| {
+        let best = &mut of_role.place;
+        best.priority = best.priority.min(place.priority);
+        best.id = best.id.min(place.id);
+        of_role.tasks = of_role.tasks.saturating_add(1);
+    })
+}
+
+/// The same for a task that waits for its time.
+///
+/// # Errors
+/// Out of memory.
+pub fn task_scheduled(role: Oid, priority: i32, due: TimestampTz) -> Result<()> {
+    note(role, |of_role| {
+        of_role.due = of_role.due.min(due);
+        of_role.due_priority = of_role.due_priority.min(priority);
+    })
+}
+
+fn note(role: Oid, change: impl FnOnce(&mut OfRole)) -> Result<()> {
     watch()?;
     let mut pending = PENDING.get();
-    match pending.roles[..pending.count]
-        .iter_mut()
-        .find(|(known, ..)| *known == role)
-    {
-        Some((_, best, tasks)) => {
-            best.priority = best.priority.min(place.priority);
-            best.id = best.id.min(place.id);
-            *tasks = tasks.saturating_add(1);
-        }
+    let known = &pending.roles[..pending.count];
+    match known.iter().position(|known| known.role == role) {
+        Some(i) => change(&mut pending.roles[i]),
         None if pending.count < MOST_ROLES => {
-            pending.roles[pending.count] = (role, place, 1);
+            let of_role = &mut pending.roles[pending.count];
+            *of_role = OfRole {
+                role,
+                ..OfRole::NOTHING
+            };
+            change(of_role);
             pending.count += 1;
         }
         None => pending.look = true,
@@ -149,9 +193,17 @@ fn tell(pending: &Pending) -> Result<()> {
     if pending.look {
         registry.want_keeper(database);
     }
-    for &(role, place, tasks) in &pending.roles[..pending.count] {
-        let key = Key { database, role };
-        launcher |= registry.offer(key, place, tasks);
+    for of_role in &pending.roles[..pending.count] {
+        let key = Key {
+            database,
+            role: of_role.role,
+        };
+        if of_role.tasks > 0 {
+            launcher |= registry.offer(key, of_role.place, of_role.tasks);
+        }
+        if of_role.due_priority != i32::MAX || of_role.due != UNTIL_TOLD {
+            launcher |= registry.offer_later(key, of_role.due_priority, of_role.due, time::now());
+        }
     }
     if launcher {
         registry.wake_launcher();

@@ -7,11 +7,13 @@ use std::rc::Rc;
 
 use super::look::{self, Answer, Question};
 use super::registry::{self, Beginning, Begun, Key, PROCESSES, Registry, Sight, UNTIL_TOLD};
+use super::schedule::{self, LetIn};
 use super::store::{Candidate, State, Store, Task};
 use super::topics::{self, Configuration, Rules};
 use super::{process, settings};
 use crate::core::config;
 use crate::core::ready::Queued;
+use crate::core::schedule::Position;
 use crate::core::{errors, outcome};
 use crate::pg::bgworker::pool::{self, Member, Ticket};
 use crate::pg::bgworker::{self, MainLoop, Next, Session, Setup};
@@ -31,6 +33,10 @@ const MOST_TASKS: u64 = 100_000;
 
 /// How long a row that somebody else holds is left alone, in microseconds.
 const LOCKED_ROW_MICROSECONDS: i64 = 1_000_000;
+
+/// If more tasks have become due than are let in at once: for how long those that are in run before the next are let in, in microseconds.
+/// About as long as that takes, so that neither waits for the other.
+const BETWEEN_VISITS_MICROSECONDS: i64 = 10_000;
 
 /// The main function of a worker process.
 ///
@@ -61,6 +67,7 @@ pub fn main(argument: Datum) -> Result<()> {
         memory: Rc::new(MemoryContext::new("pg_background_queue errors")?),
         sight: Sight::NOTHING,
         held_rows: Vec::new(),
+        held_in_schedule: Vec::new(),
         done: 0,
         since: time::now(),
         idle_since: None,
@@ -88,6 +95,8 @@ struct Worker {
     sight: Sight,
     /// Tasks whose rows somebody else holds, and until when they are left alone.
     held_rows: Vec<(i64, i64)>,
+    /// The same of tasks that are due but not in the queue. Often it is another worker that is letting them in: this one does not pass over them then.
+    held_in_schedule: Vec<(i64, i64)>,
     done: u64,
     /// When it began to serve its role.
     since: i64,
@@ -183,18 +192,35 @@ impl Worker {
     /// Looks for work in the table; false if there is none that could start now.
     fn look(&mut self) -> Result<bool> {
         let now = time::now();
-        let (begun, bumps, ends) = {
+        let (visit, mut bumps, ends) = {
             let mut registry = registry::lock()?;
             let bumps = registry.demand(self.key).map_or(0, |demand| demand.bumps);
             let ends = registry.header.ends;
             let Some(shelf) = registry.make_shelf(self.key) else {
                 return Ok(false);
             };
-            (shelf.ready.begin_look(), bumps, ends)
+            (shelf.schedule.begin_visit(), bumps, ends)
         };
         self.held_rows.retain(|&(_, until)| until > now);
-        let transaction = Transaction::begin(Durability::Asynchronous)?;
+        self.held_in_schedule.retain(|&(_, until)| until > now);
+        let mut transaction = Transaction::begin(Durability::Asynchronous)?;
         self.notice_changes()?;
+        let let_in = self.let_in(visit.from, now)?;
+        if let Some(first) = let_in.first {
+            crash_point("due tasks are let in");
+            transaction.commit()?;
+            crash_point("a letting in is committed");
+            bumps = registry::lock()?.let_in(self.key, first, bumps);
+            transaction = Transaction::begin(Durability::Asynchronous)?;
+        }
+        let begun = {
+            let mut registry = registry::lock()?;
+            let Some(shelf) = registry.shelf(self.key) else {
+                return Ok(false);
+            };
+            shelf.schedule.end_visit(visit, let_in.reached);
+            shelf.ready.begin_look()
+        };
         let mut answer = match Store::open()? {
             Some(store) => look::look(
                 &store,
@@ -212,6 +238,11 @@ impl Worker {
         transaction.commit()?;
         answer.sight.bumps = bumps;
         answer.sight.ends = ends;
+        answer.sight.next_due = answer.sight.next_due.min(let_in.next_due);
+        if let_in.more {
+            answer.sight.more = true;
+            answer.sight.next_due = time::now() + BETWEEN_VISITS_MICROSECONDS;
+        }
         self.sight = answer.sight;
 
         let mut registry = registry::lock()?;
@@ -234,7 +265,22 @@ impl Worker {
             answer.sight.passed_over = true;
         }
         shelf.sight = answer.sight;
-        Ok(answer.can_start || !conclusive)
+        Ok(answer.can_start || !conclusive || let_in.more)
+    }
+
+    /// Lets the tasks whose time has come into the queue. In a transaction.
+    fn let_in(&mut self, from: Position, now: i64) -> Result<LetIn> {
+        let Some(store) = Store::open()? else {
+            return Ok(LetIn::nothing(from));
+        };
+        let mut done = schedule::let_in(&store, self.key.role, &self.held_in_schedule, from, now)?;
+        if !done.locked.is_empty() {
+            let until = now + LOCKED_ROW_MICROSECONDS;
+            done.next_due = done.next_due.min(until);
+            self.held_in_schedule
+                .extend(done.locked.drain(..).map(|id| (id, until)));
+        }
+        Ok(done)
     }
 
     /// Finds out whether the session is still as after a fresh login. In a transaction, whose beginning took in what
@@ -575,6 +621,7 @@ impl Worker {
 
     fn record_failure(&self, task: &Task, error: &Error, blameless: bool) -> Result<()> {
         crash_point("a text has failed");
+        let began = time::now();
         let cancelled = registry::lock()?.is_cancelled(self.ticket, task.row.id);
         let transaction = Transaction::begin(Durability::Session)?;
         // Only in the table in which it was claimed: after DROP and CREATE EXTENSION the id is another task's.
@@ -600,8 +647,10 @@ impl Worker {
         crash_point("a failure mark is made");
         transaction.commit()?;
         crash_point("a failure mark is committed");
-        // it may run again
-        registry::lock()?.arrive(self.key, task.row.place());
+        // it may run again, now or later
+        let mut registry = registry::lock()?;
+        registry.schedule(self.key, began);
+        registry.arrive(self.key, task.row.place());
         Ok(())
     }
 

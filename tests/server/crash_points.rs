@@ -42,6 +42,9 @@ const ENQUEUEING: &[(&str, Way)] = &[
 ];
 
 const CLAIMING: &[(&str, Way)] = &[
+    // those that are run again wait for their time
+    ("due tasks are let in", Way::Fail),
+    ("a letting in is committed", Way::Fail),
     ("a slot is taken", Way::Succeed),
     ("a claim is made", Way::Succeed),
     ("a claim is committed", Way::Succeed),

@@ -25,6 +25,7 @@ mod promises;
 mod registry;
 mod runs;
 mod safe_layer;
+mod schedule;
 mod security;
 mod session;
 mod single_tasks;

@@ -1,18 +1,73 @@
 //! Tasks that come, from whoever enqueues them or back from a worker: who learns of them. And what is forgotten when their table is gone.
 
-use super::{Key, Registry};
+use super::{Key, Registry, UNTIL_TOLD};
 use crate::core::ready::Place;
 use crate::pg::Oid;
 use crate::pg::bgworker::pool::{self, SlotState};
+use crate::pg::time::TimestampTz;
 
 impl Registry {
     /// There is work for this key: remembers it, and wakes up to `count` idle workers. True if the launcher has to do
     /// the rest: the workers that are there may be busy for hours.
     pub fn offer(&mut self, key: Key, place: Place, count: u32) -> bool {
-        self.add_demand(key, place.priority);
         if let Some(shelf) = self.shelf(key) {
             shelf.ready.arrive(place);
         }
+        self.announce(key, place.priority, count)
+    }
+
+    /// A task of this key waits for this time, or a later one: has a worker look then. True if the launcher has to know.
+    pub fn offer_later(
+        &mut self,
+        key: Key,
+        priority: i32,
+        due: TimestampTz,
+        now: TimestampTz,
+    ) -> bool {
+        if let Some(shelf) = self.shelf(key) {
+            shelf.schedule.arrive(due);
+            shelf.sight.next_due = shelf.sight.next_due.min(due);
+        }
+        if due == UNTIL_TOLD {
+            return false;
+        }
+        let before = match self.demand(key) {
+            // it is looked for anyway: who does that finds out when to come again
+            Some(demand) if demand.due <= now || demand.failures > 0 => 0,
+            Some(demand) => demand.due,
+            None => UNTIL_TOLD,
+        };
+        if before == 0 || due <= now {
+            return self.announce(key, priority, 1);
+        }
+        if self.demand(key).is_none() {
+            self.add_demand(key, priority);
+        }
+        let order = self.next_order();
+        if let Some(demand) = self.demand(key) {
+            demand.bumps = order;
+            demand.priority = demand.priority.min(priority);
+            demand.due = before.min(due);
+            // nobody may be idle any more by then
+            demand.more = true;
+        }
+        due < before
+    }
+
+    /// Tasks of this key, none before this place, were let in from its schedule by a worker that is about to look. Before that
+    /// [`Demand::bumps`](super::Demand::bumps) was `seen`; returns what it has to be compared with after the look.
+    pub fn let_in(&mut self, key: Key, place: Place, seen: u64) -> u64 {
+        let bumps = |registry: &mut Self| registry.demand(key).map_or(0, |demand| demand.bumps);
+        let missed = bumps(self) != seen;
+        if let Some(shelf) = self.shelf(key) {
+            shelf.ready.arrive(place);
+        }
+        self.add_demand(key, place.priority);
+        if missed { seen } else { bumps(self) }
+    }
+
+    fn announce(&mut self, key: Key, priority: i32, count: u32) -> bool {
+        self.add_demand(key, priority);
         if self.wake_idle(key, count) {
             return false;
         }
@@ -35,6 +90,13 @@ impl Registry {
         let order = self.next_order();
         if let Some(demand) = self.demand(key) {
             demand.bumps = order;
+        }
+    }
+
+    /// A task of this key may wait from now on for this time, or a later one.
+    pub fn schedule(&mut self, key: Key, due: TimestampTz) {
+        if let Some(shelf) = self.shelf(key) {
+            shelf.schedule.arrive(due);
         }
     }
 

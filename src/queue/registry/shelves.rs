@@ -3,6 +3,7 @@
 
 use super::{Key, MayStart, Registry, UNTIL_TOLD};
 use crate::core::ready::Ready;
+use crate::core::schedule::Schedule;
 use crate::pg::bgworker::pool::{SlotState, Ticket};
 use crate::pg::time::TimestampTz;
 use crate::queue::store::Candidate;
@@ -43,6 +44,8 @@ impl Sight {
 pub struct Shelf {
     /// What the look that filled it has seen.
     pub sight: Sight,
+    /// How far its schedule is done with.
+    pub schedule: Schedule,
     /// The tasks that they take from.
     pub ready: Ready<Candidate>,
 }
@@ -52,6 +55,7 @@ impl Shelf {
     pub(super) const fn new() -> Self {
         Self {
             sight: Sight::NOTHING,
+            schedule: Schedule::new(),
             ready: Ready::new(Candidate::NONE),
         }
     }

@@ -4,12 +4,12 @@
 use super::change::{MINUTE, append_error};
 use super::rows::{optional_integer, optional_text};
 use super::{Candidate, Row, State, Store};
-use crate::pg::datum::IntoDatum;
+use crate::pg::datum::{Datum, IntoDatum};
 use crate::pg::table::{self, Change, Column, Patience, Updated, column, null_column};
 use crate::pg::{Error, Oid, Result, sqlstate, time};
 
 /// A claim leaves a row that somebody else holds for later, at once.
-const CLAIM: Patience = Patience { table: 0, row: 0 };
+pub(super) const CLAIM: Patience = Patience { table: 0, row: 0 };
 
 /// A claimed task.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -145,6 +145,7 @@ impl Store {
             column(c.retry_count, retry_count.into_datum()?),
             column(c.retry_delay_in_sec, delay_seconds.into_datum()?),
             column(c.due_at, due.into_datum()?),
+            column(c.scheduled, Datum::from(delay_seconds > 0)),
             column(c.errors, text.as_slice().into_datum()?),
         ];
         self.end_attempt(row, &set)

@@ -64,6 +64,7 @@ impl Store {
         let c = &self.columns;
         let mut set = vec![
             self.state_column(state),
+            column(c.scheduled, 0),
             column(c.closed_at, time::now().into_datum()?),
         ];
         if let Some(error) = error {
@@ -85,6 +86,7 @@ impl Store {
             column(c.retry_delay_in_sec, 0),
             column(c.interruptions, 0),
             null_column(c.due_at),
+            column(c.scheduled, 0),
             null_column(c.closed_at),
         ];
         self.change(row.id, &self.as_read(row)?, &set, Patience::SESSION)

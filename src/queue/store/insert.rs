@@ -22,6 +22,8 @@ pub struct NewTask<'a> {
     pub search_path: &'a [u8],
     /// Not before.
     pub run_at: Option<TimestampTz>,
+    /// That is yet to come.
+    pub scheduled: bool,
     /// Retries allowed.
     pub max_retries: Option<i32>,
     /// For how long at most, in milliseconds.
@@ -65,6 +67,7 @@ impl Store {
                 zero(c.interruptions),
                 zero(c.held),
                 optional(c.due_at, task.run_at),
+                column(c.scheduled, Datum::from(task.scheduled)),
                 optional(c.max_retries, task.max_retries.map(i64::from)),
                 optional(c.timeout_ms, task.timeout_ms.map(i64::from)),
             ],

@@ -109,6 +109,7 @@ impl Store {
             interruptions: number(c"interruptions")?,
             held: number(c"held")?,
             timeout_ms: number(c"timeout_ms")?,
+            scheduled: number(c"scheduled")?,
         };
         let state_type =
             catalog::column_type(relation, columns.state)?.ok_or_else(|| damaged(c"state"))?;
@@ -122,6 +123,7 @@ impl Store {
                 primary_key: index(c"pg_background_tasks_pkey")?,
             },
             queue_index: index(c"pg_background_tasks_queue_idx")?,
+            schedule_index: index(c"pg_background_tasks_schedule_idx")?,
             state_index: index(c"pg_background_tasks_state_idx")?,
             sequence: catalog::owned_sequence(relation)?.ok_or_else(|| damaged(c"its sequence"))?,
             states,

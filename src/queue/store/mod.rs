@@ -1,7 +1,7 @@
 //! The table `pg_background_tasks`: every read and write of it, below SQL.
 //!
 //! A [`Store`] is the table as this process knows it (`lookup`). Tasks come in (`insert`); a role's workers look for those that wait
-//! (`waiting`), and have attempts of them, from the claim to its end (`attempts`). Operators, owners and keepers change other
+//! (`waiting`), after those whose time has come were let in (`schedule`), and have attempts of them, from the claim to its end (`attempts`). Operators, owners and keepers change other
 //! rows (`change`), which they find by id (`rows`) or by going over all that are open (`open_rows`).
 
 mod attempts;
@@ -10,12 +10,14 @@ mod insert;
 mod lookup;
 mod open_rows;
 mod rows;
+mod schedule;
 mod waiting;
 
 pub use attempts::Task;
 pub use insert::NewTask;
 pub use open_rows::{Open, OpenRow, Roles};
 pub use rows::{Row, State};
+pub use schedule::Scheduled;
 pub use waiting::{Candidate, Seen, Step};
 
 use rows::STATES;
@@ -28,6 +30,7 @@ use crate::pg::{Oid, catalog};
 pub struct Store {
     table: Table,
     queue_index: Oid,
+    schedule_index: Oid,
     state_index: Oid,
     sequence: Oid,
     states: [Oid; STATES.len()],
@@ -58,6 +61,7 @@ struct Columns {
     interruptions: i16,
     held: i16,
     timeout_ms: i16,
+    scheduled: i16,
 }
 
 impl Store {

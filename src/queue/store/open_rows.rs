@@ -47,12 +47,14 @@ pub struct OpenRow {
     pub state: Option<State>,
     /// Its attempt.
     pub attempt: i32,
+    /// It waits for its time.
+    pub scheduled: bool,
     /// Whether it was enqueued in this database of this cluster.
     pub ours: bool,
 }
 
 impl Store {
-    /// Goes over these open tasks until `see` says no; in the order of their roles.
+    /// Goes over these open tasks until `see` says no; in the order of their roles, a role's scheduled ones last.
     ///
     /// # Errors
     /// I/O, and what `see` raises.
@@ -90,12 +92,22 @@ impl Store {
             c.priority,
             c.state,
             c.attempt,
+            c.scheduled,
             c.origin,
         ]
         .map(null_column);
         let mut scan = IndexScan::begin(self.table.relation, index, &keys)?;
         while scan.next(&mut row)? {
-            let [id, role, role_name, priority, state, attempt, from] = &row;
+            let [
+                id,
+                role,
+                role_name,
+                priority,
+                state,
+                attempt,
+                scheduled,
+                from,
+            ] = &row;
             let open = OpenRow {
                 id: id.value as i64,
                 role: role.value as Oid,
@@ -104,6 +116,7 @@ impl Store {
                 priority: integer(priority),
                 state: self.state_of(state),
                 attempt: integer(attempt),
+                scheduled: scheduled.value != 0,
                 ours: optional_text(from)?.as_deref() == Some(origin.as_bytes()),
             };
             if !see(&open)? {

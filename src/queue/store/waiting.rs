@@ -12,9 +12,10 @@ use crate::queue::topics::TopicId;
 /// The columns of the index pg_background_tasks_queue_idx: the tasks that wait.
 pub(super) const QUEUE_HELD: i32 = 1;
 pub(super) const QUEUE_ROLE: i32 = 2;
-const QUEUE_TOPIC: i32 = 3;
-const QUEUE_PRIORITY: i32 = 4;
-const QUEUE_ID: i32 = 5;
+const QUEUE_SCHEDULED: i32 = 3;
+const QUEUE_TOPIC: i32 = 4;
+const QUEUE_PRIORITY: i32 = 5;
+const QUEUE_ID: i32 = 6;
 
 /// What a scan for work tells of a task.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -89,7 +90,7 @@ enum Left {
 }
 
 impl Store {
-    /// Goes over the tasks of a role that wait to run: topic by topic in the order of their bytes, those without a topic last,
+    /// Goes over the tasks of a role that are in the queue: topic by topic in the order of their bytes, those without a topic last,
     /// and each topic's in order. `see` is told the topic when it is another than before.
     ///
     /// # Errors
@@ -147,7 +148,7 @@ impl Store {
         Ok(())
     }
 
-    /// Whether a task of the role waits that has a topic.
+    /// Whether a task of the role is in the queue that has a topic.
     ///
     /// # Errors
     /// I/O.
@@ -163,6 +164,7 @@ impl Store {
         let mut keys = vec![
             table::equals(QUEUE_HELD, 0),
             table::equals(QUEUE_ROLE, role.into_datum()?),
+            table::equals(QUEUE_SCHEDULED, 0),
         ];
         keys.extend(topic);
         Ok(keys)
