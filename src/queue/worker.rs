@@ -7,13 +7,11 @@ use std::rc::Rc;
 
 use super::look::{self, Answer, Question};
 use super::registry::{self, Beginning, Begun, Key, PROCESSES, Registry, Sight, UNTIL_TOLD};
-use super::schedule::{self, LetIn};
 use super::store::{Candidate, State, Store, Task};
 use super::topics::{self, Configuration, Rules};
-use super::{process, settings};
+use super::{process, schedule, settings};
 use crate::core::config;
 use crate::core::ready::Queued;
-use crate::core::schedule::Position;
 use crate::core::{errors, outcome};
 use crate::pg::bgworker::pool::{self, Member, Ticket};
 use crate::pg::bgworker::{self, MainLoop, Next, Session, Setup};
@@ -33,10 +31,6 @@ const MOST_TASKS: u64 = 100_000;
 
 /// How long a row that somebody else holds is left alone, in microseconds.
 const LOCKED_ROW_MICROSECONDS: i64 = 1_000_000;
-
-/// If more tasks have become due than are let in at once: for how long those that are in run before the next are let in, in microseconds.
-/// About as long as that takes, so that neither waits for the other.
-const BETWEEN_VISITS_MICROSECONDS: i64 = 10_000;
 
 /// The main function of a worker process.
 ///
@@ -192,34 +186,26 @@ impl Worker {
     /// Looks for work in the table; false if there is none that could start now.
     fn look(&mut self) -> Result<bool> {
         let now = time::now();
-        let (visit, mut bumps, ends) = {
+        let (bumps, ends) = {
             let mut registry = registry::lock()?;
             let bumps = registry.demand(self.key).map_or(0, |demand| demand.bumps);
             let ends = registry.header.ends;
-            let Some(shelf) = registry.make_shelf(self.key) else {
+            if registry.make_shelf(self.key).is_none() {
                 return Ok(false);
-            };
-            (shelf.schedule.begin_visit(), bumps, ends)
+            }
+            (bumps, ends)
         };
         self.held_rows.retain(|&(_, until)| until > now);
-        self.held_in_schedule.retain(|&(_, until)| until > now);
-        let mut transaction = Transaction::begin(Durability::Asynchronous)?;
+        let transaction = Transaction::begin(Durability::Asynchronous)?;
         self.notice_changes()?;
-        let let_in = self.let_in(visit.from, now)?;
-        if let Some(first) = let_in.first {
-            crash_point("due tasks are let in");
-            transaction.commit()?;
-            crash_point("a letting in is committed");
-            bumps = registry::lock()?.let_in(self.key, first, bumps);
-            transaction = Transaction::begin(Durability::Asynchronous)?;
-        }
-        let begun = {
-            let mut registry = registry::lock()?;
-            let Some(shelf) = registry.shelf(self.key) else {
-                return Ok(false);
-            };
-            shelf.schedule.end_visit(visit, let_in.reached);
-            shelf.ready.begin_look()
+        let held = &mut self.held_in_schedule;
+        let (transaction, due) = schedule::let_in_due(transaction, self.key, held, bumps, now)?;
+        let bumps = due.bumps;
+        let Some(begun) = registry::lock()?
+            .shelf(self.key)
+            .map(|shelf| shelf.ready.begin_look())
+        else {
+            return Ok(false);
         };
         let mut answer = match Store::open()? {
             Some(store) => look::look(
@@ -238,11 +224,8 @@ impl Worker {
         transaction.commit()?;
         answer.sight.bumps = bumps;
         answer.sight.ends = ends;
-        answer.sight.next_due = answer.sight.next_due.min(let_in.next_due);
-        if let_in.more {
-            answer.sight.more = true;
-            answer.sight.next_due = time::now() + BETWEEN_VISITS_MICROSECONDS;
-        }
+        answer.sight.next_due = answer.sight.next_due.min(due.next_due);
+        answer.sight.more |= due.more;
         self.sight = answer.sight;
 
         let mut registry = registry::lock()?;
@@ -265,22 +248,7 @@ impl Worker {
             answer.sight.passed_over = true;
         }
         shelf.sight = answer.sight;
-        Ok(answer.can_start || !conclusive || let_in.more)
-    }
-
-    /// Lets the tasks whose time has come into the queue. In a transaction.
-    fn let_in(&mut self, from: Position, now: i64) -> Result<LetIn> {
-        let Some(store) = Store::open()? else {
-            return Ok(LetIn::nothing(from));
-        };
-        let mut done = schedule::let_in(&store, self.key.role, &self.held_in_schedule, from, now)?;
-        if !done.locked.is_empty() {
-            let until = now + LOCKED_ROW_MICROSECONDS;
-            done.next_due = done.next_due.min(until);
-            self.held_in_schedule
-                .extend(done.locked.drain(..).map(|id| (id, until)));
-        }
-        Ok(done)
+        Ok(answer.can_start || !conclusive || due.more)
     }
 
     /// Finds out whether the session is still as after a fresh login. In a transaction, whose beginning took in what
