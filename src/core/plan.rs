@@ -12,6 +12,8 @@
 //!   finished a task and was here for its [`STINT_MICROSECONDS`], or whose work is of worse priority, leaves. (Sending
 //!   away one in particular could pick the one whose task takes hours.)
 
+use std::collections::HashMap;
+
 /// How long a worker may stay with its role while others of equal priority have none: a new process costs
 /// 3–13 ms, so that five turns a second cost a few per cent at most.
 pub const STINT_MICROSECONDS: i64 = 200_000;
@@ -155,14 +157,10 @@ pub fn plan(now: i64, limits: Limits, workers: &[Worker], demands: &[Demand]) ->
 
     let occupied = workers.len() + limits.orphans;
     let mut free = limits.workers.saturating_sub(occupied);
-    let in_database = |database: u32, started: &[u32]| {
-        workers
-            .iter()
-            .filter(|worker| worker.database == database)
-            .count()
-            + started.iter().filter(|&&other| other == database).count()
-    };
-    let mut started: Vec<u32> = Vec::new();
+    let mut in_database: HashMap<u32, usize> = HashMap::new();
+    for worker in workers {
+        *in_database.entry(worker.database).or_default() += 1;
+    }
     let mut more: Vec<&Demand> = served
         .iter()
         .copied()
@@ -171,7 +169,7 @@ pub fn plan(now: i64, limits: Limits, workers: &[Worker], demands: &[Demand]) ->
     while free > 0 {
         // a role without a worker before one that could do with another, unless that is of better priority
         let key = |demand: &Demand, has_worker: bool| {
-            let turn = in_database(demand.database, &started);
+            let turn = in_database.get(&demand.database).copied().unwrap_or(0);
             (turn, demand.priority, has_worker, demand.order)
         };
         let without = (0..unserved.len()).min_by_key(|&i| key(unserved[i], false));
@@ -184,7 +182,7 @@ pub fn plan(now: i64, limits: Limits, workers: &[Worker], demands: &[Demand]) ->
             (None, Some(j)) => more.swap_remove(j),
             (None, None) => break,
         };
-        started.push(demand.database);
+        *in_database.entry(demand.database).or_default() += 1;
         plan.start.push(demand.index);
         free -= 1;
     }

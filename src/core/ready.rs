@@ -41,9 +41,9 @@ pub trait Queued: Copy {
 /// What a look has to be compared with, when it is over, to know whether it missed something.
 #[derive(Clone, Copy, Debug)]
 pub struct Look {
+    number: u64,
     fills: u64,
     takes: u64,
-    arrivals: u64,
     /// The look may begin here: nothing that could start stands before it.
     pub from: Place,
 }
@@ -55,14 +55,18 @@ pub struct Ready<T> {
     fills: u64,
     /// Counts what was taken.
     takes: u64,
-    /// Counts what has come.
-    arrivals: u64,
+    /// Counts the looks that were begun.
+    looks: u64,
+    /// Something was taken since the last look that brought something.
+    begun: bool,
     /// The place of what was taken last.
     taken: Place,
     /// Nothing that could start stands before this.
     floor: Place,
-    /// The first of what has come since a look that nothing came during.
+    /// Before all that has come and that no look is known to have seen.
     low: Place,
+    /// Of that, before all that has come since the latest look began.
+    recent: Place,
     /// What is here is all that could start, up to the last of it.
     complete: bool,
     first: u32,
@@ -76,10 +80,12 @@ impl<T: Queued> Ready<T> {
         Self {
             fills: 0,
             takes: 0,
-            arrivals: 0,
+            looks: 0,
+            begun: false,
             taken: Place::FIRST,
             floor: Place::FIRST,
             low: Place::LAST,
+            recent: Place::LAST,
             complete: false,
             first: 0,
             end: 0,
@@ -93,13 +99,35 @@ impl<T: Queued> Ready<T> {
     }
 
     /// Begins a look into the table.
-    pub fn begin_look(&self) -> Look {
+    pub fn begin_look(&mut self) -> Look {
+        self.looks += 1;
+        self.recent = Place::LAST;
         Look {
+            number: self.looks,
             fills: self.fills,
             takes: self.takes,
-            arrivals: self.arrivals,
             from: self.floor,
         }
+    }
+
+    /// Whether something has come that has to go before all that is here. Not before one of those was taken: or a look would follow
+    /// the other for as long as things come.
+    pub fn is_passed_over(&self) -> bool {
+        self.begun
+            && self
+                .tasks()
+                .first()
+                .is_some_and(|first| self.low < first.place())
+    }
+
+    /// Before all that has come and that no look is known to have seen.
+    pub fn unseen(&self) -> Place {
+        self.low
+    }
+
+    /// Whether something was taken since the last look that brought something.
+    pub fn has_begun(&self) -> bool {
+        self.begun
     }
 
     /// Ends it: these tasks were found, sorted; those beyond [`MOST`] are forgotten. `complete` says that no others could start which
@@ -121,8 +149,10 @@ impl<T: Queued> Ready<T> {
             }
         }
         self.complete = complete && !overlapped;
-        if self.arrivals == look.arrivals {
-            self.low = Place::LAST;
+        self.begun = false;
+        if self.looks == look.number && !overlapped {
+            // it has seen all that had come before it began
+            self.low = self.recent;
         }
         self.floor = match (self.complete, self.tasks().first()) {
             (true, Some(task)) => task.place().min(self.low),
@@ -142,6 +172,7 @@ impl<T: Queued> Ready<T> {
         self.tasks.copy_within(first..i, first + 1);
         self.first += 1;
         self.takes += 1;
+        self.begun = true;
         self.taken = task.place();
         if index > 0 {
             self.complete = false;
@@ -154,16 +185,23 @@ impl<T: Queued> Ready<T> {
 
     /// A task has come (again) that may stand before those that are known.
     pub fn arrive(&mut self, place: Place) {
-        self.arrivals += 1;
         self.low = self.low.min(place);
+        self.recent = self.recent.min(place);
         self.floor = self.floor.min(place);
     }
 
-    /// Forgets the tasks: they wait in the table.
+    /// Forgets the tasks: they wait in the table. What is done with is done with.
     pub fn clear(&mut self) {
         self.end = self.first;
         self.complete = false;
+    }
+
+    /// Forgets everything: it may be another table from now on.
+    pub fn reset(&mut self) {
+        self.clear();
         self.floor = Place::FIRST;
+        self.low = Place::FIRST;
+        self.recent = Place::FIRST;
     }
 }
 
@@ -264,7 +302,44 @@ mod tests {
         take(&mut ready);
         ready.clear();
         assert_eq!(take(&mut ready), None);
+        assert_eq!(ready.begin_look().from, (1, 5).place());
+        ready.reset();
         assert_eq!(ready.begin_look().from, Place::FIRST);
+    }
+
+    #[test]
+    fn the_floor_rises_while_tasks_come() {
+        let mut ready = ready();
+        for id in 1..10 {
+            ready.arrive((1, id).place());
+            let look = ready.begin_look();
+            // one comes during each look
+            ready.arrive((1, id + 1).place());
+            ready.end_look(look, &[(1, id)], true);
+            take(&mut ready);
+            assert_eq!(ready.begin_look().from, (1, id).place());
+        }
+    }
+
+    #[test]
+    fn what_is_better_makes_for_a_look_once_something_was_taken() {
+        let mut ready = ready();
+        fill(&mut ready, &[(1, 5), (1, 6), (1, 7)]);
+        ready.arrive((1, 8).place());
+        take(&mut ready);
+        assert!(!ready.is_passed_over());
+        ready.arrive((0, 9).place());
+        assert!(ready.is_passed_over());
+        // another one comes during each look: they do not follow each other without end
+        let look = ready.begin_look();
+        ready.arrive((0, 10).place());
+        ready.end_look(look, &[(0, 9), (1, 6), (1, 7)], true);
+        assert!(!ready.is_passed_over());
+        assert_eq!(take(&mut ready), Some((0, 9)));
+        assert!(ready.is_passed_over());
+        fill(&mut ready, &[(0, 10), (1, 6)]);
+        take(&mut ready);
+        assert!(!ready.is_passed_over());
     }
 
     #[test]
@@ -292,6 +367,8 @@ mod tests {
         TakeSecond,
         /// What was taken could not be claimed, or failed and is to run again.
         Return,
+        /// The settings have changed.
+        Clear,
     }
 
     fn event() -> impl Strategy<Value = Event> {
@@ -300,6 +377,7 @@ mod tests {
             4 => Just(Event::Take),
             1 => Just(Event::TakeSecond),
             1 => Just(Event::Return),
+            1 => Just(Event::Clear),
         ];
         let inner = prop::collection::vec(simple.clone(), 0..5);
         prop_oneof![3 => simple, 2 => (1..5_usize, inner).prop_map(|(most, inside)| Event::Look(most, inside))]
@@ -339,6 +417,7 @@ mod tests {
                     ready.arrive(task.place());
                 }
             }
+            Event::Clear => ready.clear(),
             Event::Look(most, inside) => {
                 let look = ready.begin_look();
                 let from = look.from;

@@ -43,7 +43,7 @@ pub fn reset_settings() -> Result<()> {
     guard(|| unsafe { pg_sys::pgbq_reset_settings() })
 }
 
-/// From here on [`is_soiled`] counts.
+/// From here on [`is_soiled`] and [`utility_ran`] count.
 pub fn watch_soil() {
     // SAFETY: no arguments; sets a variable.
     unsafe { pg_sys::pgbq_forget_utility() }
@@ -58,6 +58,12 @@ pub fn watch_soil() {
 pub fn is_soiled() -> Result<bool> {
     // SAFETY: no arguments.
     guard(|| unsafe { pg_sys::pgbq_utility_ran() || pg_sys::pgbq_holds_advisory_locks() })
+}
+
+/// Whether a utility command has run since [`watch_soil`], other than those that only run others (DO, CALL, EXPLAIN).
+pub fn utility_ran() -> bool {
+    // SAFETY: reads a variable.
+    unsafe { pg_sys::pgbq_utility_ran() }
 }
 
 /// Whether this session's transactions are such, by its settings, that several pieces of work may share one: READ COMMITTED, and

@@ -5,7 +5,7 @@
 
 use super::process;
 use super::registry::{self, Key, PROCESSES, UNTIL_TOLD, Work};
-use super::store::{Open, OpenRow, Roles, Row, State, Store};
+use super::store::{Open, OpenRow, Roles, Row, Seen, State, Step, Store};
 use crate::core::errors;
 use crate::core::outcome::{self, AfterInterruption, MOST_INTERRUPTIONS};
 use crate::core::ready::Place;
@@ -20,6 +20,9 @@ use crate::pg::{Oid, Result, control, crash_point, guc, log, sqlstate};
 
 /// Rows that one transaction of the keeper changes at most: locks are held for a moment only.
 const BATCH: usize = 100;
+
+/// Topics of a role whose first tasks are looked at; the worker of one that has more will find the best of them.
+const MOST_TOPICS: usize = 1000;
 
 /// The main function of a keeper process.
 ///
@@ -99,8 +102,8 @@ impl Keeper {
                 priority,
                 ..Place::FIRST
             };
-            // somebody may have changed the table by hand
-            registry.schedule(key, TimestampTz::MIN);
+            // what the keeper is there for has come from anywhere: a prepared transaction, a release, somebody's hand
+            registry.look_everywhere(key);
             match due {
                 Some(due) => registry.offer_later(key, priority, due, now),
                 None => registry.offer(key, place, 1),
@@ -138,7 +141,7 @@ impl Keeper {
             let transaction = Transaction::begin(Durability::Flushed)?;
             let store = Store::require()?;
             for &(id, attempt) in batch {
-                if registry::lock()?.has_task(self.database, store.relation(), id) {
+                if registry::lock()?.has_task(self.database, store.relation(), id, None) {
                     continue;
                 }
                 let Some(row) = store.find(id)?.filter(|row| row.attempt == attempt) else {
@@ -231,6 +234,12 @@ impl Keeper {
                         && row.attempt == attempt
                 });
                 let Some(row) = row else { continue };
+                // Of an attempt that never came about, the next one has the number. Who makes that is in a slot before the row says so.
+                let others = registry::lock()?;
+                if others.has_task(self.database, work.relation, task, Some(ticket)) {
+                    continue;
+                }
+                drop(others);
                 let cancelled = registry::lock()?.is_cancelled(ticket, task);
                 // that the row could not be written (the disk was full) is none of the task's doing
                 let next = outcome::after_interruption(row.interruptions, false);
@@ -281,7 +290,9 @@ impl Keeper {
             let may_connect = catalog::may_connect(role, self.database)?;
             let name = catalog::role_name(role)?;
             let mut due = scheduled.then_some(UNTIL_TOLD);
-            if scheduled {
+            if !scheduled {
+                priority = best_priority(role)?;
+            } else {
                 Store::require()?.scheduled(role, Position::FIRST, |task| {
                     (priority, due) = (task.priority, Some(task.due()));
                     false
@@ -330,6 +341,27 @@ impl Keeper {
         Store::require()?.open_rows(open, |row| Ok(see(row)))?;
         transaction.commit()
     }
+}
+
+/// The best priority of the tasks of a role that are in the queue. In a transaction.
+fn best_priority(role: Oid) -> Result<i32> {
+    let (mut best, mut topics) = (i32::MAX, 0);
+    Store::require()?.waiting(role, |seen| match seen {
+        Seen::Topic(..) => {
+            topics += 1;
+            Ok(Step::Next)
+        }
+        // each topic's first
+        Seen::Task(task, _) => {
+            best = best.min(task.priority);
+            Ok(if topics < MOST_TOPICS {
+                Step::NextTopic
+            } else {
+                Step::Stop
+            })
+        }
+    })?;
+    Ok(if topics < MOST_TOPICS { best } else { i32::MIN })
 }
 
 fn terminated_error() -> Vec<u8> {

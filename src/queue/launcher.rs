@@ -457,10 +457,11 @@ impl Launcher {
 struct Bookkeeper;
 
 impl Bookkeeper {
-    /// The turn of the tasks that were cut off by a crash is the next one's, should it have been this process's.
-    fn give_up_turn(life: &Life<Processes>) -> Result<()> {
+    /// What a process had to do is others'. So is the turn of the tasks that were cut off by a crash, should it have been its.
+    fn has_ended(life: &Life<Processes>) -> Result<()> {
+        let mut registry = registry::lock()?;
+        registry.inherit(life.key);
         if life.payload.suspect {
-            let mut registry = registry::lock()?;
             if let Some(orphan) = pool::find(registry.slots, life.ticket) {
                 orphan.payload.suspect = false;
             }
@@ -480,7 +481,7 @@ impl Watch<Processes> for Bookkeeper {
     }
 
     fn exited(&mut self, life: &Life<Processes>) -> Result<()> {
-        Self::give_up_turn(life)
+        Self::has_ended(life)
     }
 
     fn died(&mut self, life: &Life<Processes>) -> Result<()> {
@@ -488,6 +489,6 @@ impl Watch<Processes> for Bookkeeper {
             // its visit is still to be made
             process::failed_start(&mut registry::lock()?, life.key);
         }
-        Self::give_up_turn(life)
+        Self::has_ended(life)
     }
 }

@@ -100,6 +100,18 @@ fn note(role: Oid, change: impl FnOnce(&mut OfRole)) -> Result<()> {
     Ok(())
 }
 
+/// The worst priority that may go on with the work of this role at the commit of the current transaction without a look at what
+/// that brings; `None` if none may.
+pub fn priority_after_commit(role: Oid) -> Option<i32> {
+    let pending = PENDING.get();
+    if pending.look || pending.settings != 0 {
+        return None;
+    }
+    let known = &pending.roles[..pending.count];
+    let of_role = known.iter().find(|known| known.role == role);
+    Some(of_role.map_or(i32::MAX, |of_role| of_role.place.priority))
+}
+
 /// Asks for a keeper to look at this database, once the current transaction commits.
 ///
 /// # Errors

@@ -9,7 +9,7 @@ use super::look::{self, Answer, Question};
 use super::registry::{self, Beginning, Begun, Key, PROCESSES, Registry, Sight, UNTIL_TOLD};
 use super::store::{Candidate, State, Store, Task};
 use super::topics::{self, Configuration, Rules};
-use super::{process, schedule, settings};
+use super::{process, schedule, settings, wake};
 use crate::core::config;
 use crate::core::ready::Queued;
 use crate::core::{errors, outcome};
@@ -66,6 +66,7 @@ pub fn main(argument: Datum) -> Result<()> {
         since: time::now(),
         idle_since: None,
         claimed: VecDeque::new(),
+        chains: true,
         batch_size: 1,
         search_path: Vec::new(),
     };
@@ -98,6 +99,8 @@ struct Worker {
     idle_since: Option<i64>,
     /// Tasks that are claimed and have not run: the one that was claimed together with the end of the last one, or what is left of a batch.
     claimed: VecDeque<Claimed>,
+    /// It may claim the next task together with the end of this one.
+    chains: bool,
     /// How many tasks it puts into a batch at most, whatever the topic allows: see [`batch`].
     batch_size: usize,
     /// The search_path that the session has by default: that of the last task.
@@ -127,6 +130,17 @@ fn relax(rules: Rules) -> Result<()> {
     Ok(())
 }
 
+/// How far a task came.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// It runs, or its transaction ends.
+    Text,
+    /// It is marked as finished.
+    Mark,
+    /// The one that comes next is claimed.
+    NextClaim,
+}
+
 /// What the registry says before a task is begun.
 enum Permission {
     /// To begin this one, and those that share its commit.
@@ -145,6 +159,12 @@ impl MainLoop for Worker {
         if bgworker::turn()? {
             // other tasks may start now
             registry::lock()?.forget_ready(self.key);
+        }
+        if !self.claimed.is_empty() && self.is_stale(&registry::lock()?) {
+            // the task that claimed them may have made it so
+            let claimed: Vec<Claimed> = self.claimed.drain(..).collect();
+            self.put_back(&claimed)?;
+            self.end_task(false)?;
         }
         if !self.claimed.is_empty() {
             crash_point("a next task is begun");
@@ -229,16 +249,6 @@ impl Worker {
         self.sight = answer.sight;
 
         let mut registry = registry::lock()?;
-        if let Some(best) = answer.tasks.first()
-            && let Some(demand) = registry.demand(self.key)
-        {
-            demand.priority = if demand.bumps == bumps {
-                best.priority
-            } else {
-                // something came that this look may not have seen
-                best.priority.min(demand.priority)
-            };
-        }
         let Some(shelf) = registry.shelf(self.key) else {
             return Ok(true);
         };
@@ -248,6 +258,13 @@ impl Worker {
             answer.sight.passed_over = true;
         }
         shelf.sight = answer.sight;
+        // what has come meanwhile may be better
+        let unseen = shelf.ready.unseen().priority;
+        if let Some(best) = answer.tasks.first()
+            && let Some(demand) = registry.demand(self.key)
+        {
+            demand.priority = best.priority.min(unseen);
+        }
         Ok(answer.can_start || !conclusive || due.more)
     }
 
@@ -377,12 +394,10 @@ impl Worker {
         else {
             return Ok(Permission::Nothing);
         };
-        if registry.must_look_again(key, &sight, first.priority, now) {
+        if registry.must_look_again(key, now) {
             return Ok(Permission::LookAgain);
         }
-        let stale = self.stale
-            || registry.header.generations.of(key) != self.generation
-            || self.done >= MOST_TASKS;
+        let stale = self.is_stale(&registry) || self.done >= MOST_TASKS;
         let stint_over = now - self.since > crate::core::plan::STINT_MICROSECONDS;
         let make_room = registry.must_make_room(key.database, first.priority, stint_over);
         let leaving =
@@ -474,14 +489,19 @@ impl Worker {
     /// What is not the task's: its row cannot be written.
     fn run(&mut self, claimed: Claimed) -> Result<()> {
         let task = &claimed.task;
-        let mut at_the_mark = false;
-        if let Err(error) = self.execute(&claimed, &mut at_the_mark) {
+        let mut stage = Stage::Text;
+        if let Err(error) = self.execute(&claimed, &mut stage) {
             if let Some(next) = self.claimed.pop_front() {
                 // its claim was rolled back with all the rest
                 registry::lock()?.drop_next(self.ticket, next.task.row.place());
             }
-            // a conflict over the queue's own row is none of the task's doing
-            let blameless = at_the_mark && error.sqlstate() == sqlstate::SERIALIZATION_FAILURE;
+            // what the queue's own rows are up to is none of the task's doing
+            let blameless = match stage {
+                Stage::Text => false,
+                Stage::Mark => error.sqlstate() == sqlstate::SERIALIZATION_FAILURE,
+                Stage::NextClaim => error.sqlstate() != sqlstate::QUERY_CANCELED,
+            };
+            self.chains = stage != Stage::NextClaim;
             self.record_failure(task, &error, blameless)?;
         }
         self.done += 1;
@@ -505,8 +525,8 @@ impl Worker {
         Ok(())
     }
 
-    /// `at_the_mark` is set if it is the finish mark that fails.
-    fn execute(&mut self, claimed: &Claimed, at_the_mark: &mut bool) -> Result<()> {
+    /// `stage` says how far it came.
+    fn execute(&mut self, claimed: &Claimed, stage: &mut Stage) -> Result<()> {
         let Claimed { task, store, rules } = claimed;
         self.prepare_session(task, *rules)?;
         let timeout_ms = claimed.timeout_ms();
@@ -515,13 +535,18 @@ impl Worker {
             // before it could be interrupted; or that was taken for a cancel of nothing
             bgworker::interrupt(bgworker::my_pid());
         }
+        session::watch_soil();
         interrupt::allow_cancels();
         crash_point("a text is about to run");
         let result = statement::run(&task.sql, &memory, timeout_ms, || {
             crash_point("a text has run");
-            store.finish(task).inspect_err(|_| *at_the_mark = true)?;
+            *stage = Stage::Mark;
+            store.finish(task)?;
             crash_point("a finish mark is made");
-            self.claim_next(store).inspect_err(|_| *at_the_mark = true)
+            *stage = Stage::NextClaim;
+            self.claim_next(store)?;
+            *stage = Stage::Text;
+            Ok(())
         });
         crash_point("a text is over");
         interrupt::hold_cancels();
@@ -544,20 +569,26 @@ impl Worker {
     fn claim_next(&mut self, store: &Store) -> Result<()> {
         // what others have changed counts for the next task: then that begins as the first one did
         let changed = MAY_BE_STALE.get() || interrupt::wants_turn();
-        if changed || !xact::is_read_committed() || self.done + 1 >= MOST_TASKS {
+        // a cursor WITH HOLD runs at the commit, and may take its time
+        let plain = xact::is_read_committed() && !session::utility_ran();
+        let chains = std::mem::replace(&mut self.chains, true);
+        if changed || !plain || !chains || self.done + 1 >= MOST_TASKS {
             return Ok(());
         }
+        let Some(priority) = wake::priority_after_commit(self.key.role) else {
+            return Ok(());
+        };
         let configuration = topics::configuration()?;
         let candidate = {
             let mut registry = registry::lock()?;
-            if self.stale || registry.header.generations.of(self.key) != self.generation {
+            if self.is_stale(&registry) {
                 return Ok(());
             }
             let Some(sight) = registry.shelf(self.key).map(|shelf| shelf.sight) else {
                 return Ok(());
             };
             let now = time::now();
-            let Some(next) = registry.begin_next(self.ticket, &sight, &configuration, now) else {
+            let Some(next) = registry.begin_next(self.ticket, priority, &configuration, now) else {
                 return Ok(());
             };
             self.sight = sight;
@@ -622,6 +653,11 @@ impl Worker {
         Ok(())
     }
 
+    /// Whether its session is no longer what a fresh login of its role would be, as far as it knows.
+    fn is_stale(&self, registry: &Registry) -> bool {
+        self.stale || registry.header.generations.of(self.key) != self.generation
+    }
+
     /// Waits for work, unless some has come meanwhile, or leaves.
     fn wait(&mut self) -> Result<Next> {
         let now = time::now();
@@ -629,12 +665,14 @@ impl Worker {
         let timeout_ms = settings::worker_idle_timeout() - (now - idle_since) / 1000;
         {
             let mut registry = registry::lock()?;
-            let stale = self.stale || registry.header.generations.of(self.key) != self.generation;
+            let stale = self.is_stale(&registry);
             let missed = self.has_missed(&mut registry);
             if missed && !stale {
                 return Ok(Next::Again);
             }
-            if !missed {
+            if missed {
+                registry.inherit(self.key);
+            } else {
                 self.note_next_work(&mut registry);
             }
             // others wait for a place: an idle worker does not keep it

@@ -5,6 +5,7 @@
 mod harness;
 
 mod attacks;
+mod claims;
 mod commits;
 mod copies;
 mod crash;

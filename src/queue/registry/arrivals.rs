@@ -87,9 +87,13 @@ impl Registry {
             shelf.ready.arrive(place);
             shelf.sight.passed_over = true;
         }
-        let order = self.next_order();
+        self.add_demand(key, place.priority);
+    }
+
+    /// A worker of this key has ended: what it may have been woken for is another's.
+    pub fn inherit(&mut self, key: Key) {
         if let Some(demand) = self.demand(key) {
-            demand.bumps = order;
+            demand.more = true;
         }
     }
 
@@ -100,13 +104,21 @@ impl Registry {
         }
     }
 
+    /// Something may have come for this key, anywhere in its queue and its schedule.
+    pub fn look_everywhere(&mut self, key: Key) {
+        if let Some(shelf) = self.shelf(key) {
+            shelf.ready.arrive(Place::FIRST);
+            shelf.schedule.arrive(TimestampTz::MIN);
+        }
+    }
+
     /// Forgets what there was to do in a database when [`Header::order`](super::Header::order) was `seen`, with what its workers have left: its
     /// table is gone.
     pub fn forget_work(&mut self, database: Oid, seen: u64) {
         self.remove_demands(|demand| demand.key.database == database && demand.bumps <= seen);
         for (key, shelf) in self.shelf_keys.iter().zip(self.shelves.iter_mut()) {
             if key.database == database {
-                shelf.ready.clear();
+                shelf.ready.reset();
             }
         }
         for slot in self.slots.iter_mut() {

@@ -107,6 +107,8 @@ impl Registry {
             demand.order = order;
             demand.priority = priority;
             demand.blocked = false;
+            // the others of its workers may be busy for hours
+            demand.more = true;
             if demand.failures == 0 {
                 demand.due = 0;
             }

@@ -1,5 +1,7 @@
 //! Between the launcher and the workers: what it plans with (`core::plan`), and who leaves for others as it has planned.
 
+use std::collections::HashSet;
+
 use super::{Key, Registry};
 use crate::core::plan;
 use crate::pg::Oid;
@@ -36,7 +38,7 @@ impl Registry {
             .iter()
             .filter(|slot| slot.state == SlotState::Orphaned)
             .count();
-        let mut open: Vec<Oid> = self
+        let mut open: HashSet<Oid> = self
             .databases()
             .iter()
             .filter(|database| database.recovered)

@@ -99,19 +99,15 @@ impl Registry {
         }
     }
 
-    /// Whether something may have to go before what the workers of this key know, the first of which has this priority.
-    pub fn must_look_again(
-        &mut self,
-        key: Key,
-        sight: &Sight,
-        priority: i32,
-        now: TimestampTz,
-    ) -> bool {
-        let ended = self.header.ends != sight.ends;
-        let better = self
-            .demand(key)
-            .is_some_and(|demand| demand.bumps != sight.bumps && demand.priority < priority);
-        better || sight.next_due <= now || sight.passed_over && ended
+    /// Whether something may have to go before what the workers of this key know.
+    pub fn must_look_again(&mut self, key: Key, now: TimestampTz) -> bool {
+        let ends = self.header.ends;
+        self.shelf(key).is_some_and(|shelf| {
+            let Shelf { sight, ready, .. } = shelf;
+            let may_have_room = sight.passed_over && ends != sight.ends;
+            // each look is good for a task at least
+            ready.is_passed_over() || ready.has_begun() && (sight.next_due <= now || may_have_room)
+        })
     }
 
     /// Takes the first known task of this key that may start now.

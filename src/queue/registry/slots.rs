@@ -2,7 +2,7 @@
 
 use super::{Registry, lock};
 use crate::core::config::MOST_IN_BATCH;
-use crate::pg::bgworker::pool::{self, Pool, Slot, SlotState};
+use crate::pg::bgworker::pool::{self, Pool, Slot, SlotState, Ticket};
 use crate::pg::time::TimestampTz;
 use crate::pg::{self, Oid, Result};
 use crate::queue::topics::TopicId;
@@ -236,10 +236,11 @@ impl Registry {
             .count()
     }
 
-    /// Whether somebody runs this task, or has left it.
-    pub fn has_task(&self, database: Oid, relation: Oid, task: i64) -> bool {
-        self.slots.iter().any(|slot| {
+    /// Whether somebody runs this task, or has left it; other than who has this ticket.
+    pub fn has_task(&self, database: Oid, relation: Oid, task: i64, but: Option<Ticket>) -> bool {
+        self.slots.iter().enumerate().any(|(i, slot)| {
             slot.state != SlotState::Free
+                && but.is_none_or(|but| but.slot as usize != i)
                 && slot.key.database == database
                 && slot.payload.relation == relation
                 && slot.payload.has_claimed(task)

@@ -1,7 +1,7 @@
 //! The tasks that run, from the place that a worker takes for one to its end, or until it is cancelled.
 
-use super::slots::{Batch, Claim, NextTask};
-use super::{MayStart, Registry, Sight, Work};
+use super::slots::{Batch, Claim, NextTask, WorkerSlot};
+use super::{MayStart, Registry, Work};
 use crate::core::ready::Place;
 use crate::pg::bgworker::pool::{self, SlotState, Ticket};
 use crate::pg::time::{self, TimestampTz};
@@ -98,11 +98,12 @@ impl Registry {
     }
 
     /// Takes the task that the worker of this ticket is to go on with when the one that it runs has finished: a known one that may have
-    /// the place of that, or a free one of its topic. Only where nobody else has to be asked, or waits for such a place.
+    /// the place of that, or a free one of its topic. Only where nobody else has to be asked, or waits for such a place, and if it is of this
+    /// priority or a better one.
     pub fn begin_next(
         &mut self,
         ticket: Ticket,
-        sight: &Sight,
+        priority: i32,
         configuration: &Configuration,
         now: TimestampTz,
     ) -> Option<Candidate> {
@@ -117,8 +118,7 @@ impl Registry {
         if self.running() > self.header.limit as usize {
             return None;
         }
-        let first = *self.shelf(key)?.ready.tasks().first()?;
-        if self.must_look_again(key, sight, first.priority, now) {
+        if self.must_look_again(key, now) {
             return None;
         }
         let others_blocked = self.demands().iter().any(|demand| {
@@ -132,6 +132,7 @@ impl Registry {
                 registry.has_room(key, task.topic, rules, 0, now)
             };
             task.interruptions == 0
+                && task.priority <= priority
                 && rules.commit_batch == 1
                 && !(unclean && task.joined_at < booted)
                 && (!rules.limited || rules.delay == 0 && !others_blocked && room)
@@ -190,45 +191,54 @@ impl Registry {
         self.unblock((!suspect).then_some(database))
     }
 
-    /// Cancels the task that a worker runs: interrupts it, while the lock keeps it from going on to another.
+    /// Cancels the task that a worker runs: interrupts it, while the lock keeps it from going on to another. A worker that is about to find
+    /// out that another was faster has that attempt in its slot, too: all who have it are told.
     pub fn cancel(&mut self, database: Oid, relation: Oid, task: i64, attempt: i32) -> Cancelled {
+        let mut answer = Cancelled::NotThere;
         let slots = self.slots.iter_mut().filter(|slot| {
             slot.state != SlotState::Free
                 && slot.key.database == database
                 && slot.payload.relation == relation
         });
         for slot in slots {
-            let work = &mut slot.payload;
-            let claims = work.batch.claims();
-            let place = claims
-                .iter()
-                .position(|claim| (claim.task, claim.attempt) == (task, attempt));
-            let current = claims.iter().position(|claim| claim.task == work.task);
-            if (work.task, work.attempt) == (task, attempt) {
-                let is_gone = matches!(slot.state, SlotState::Ended | SlotState::Orphaned);
-                if work.ending && !is_gone {
-                    return Cancelled::TooLate;
-                }
-                work.cancelled = true;
-                // else a keeper will see it
-                if !is_gone {
-                    bgworker::interrupt(slot.pid);
-                }
-            } else if (work.next.task, work.next.attempt) == (task, attempt) {
-                // it is told when it begins it
-                work.next.cancelled = true;
-            } else {
-                let Some(place) = place else { continue };
-                if Some(place) < current || claims[place].ending {
-                    return Cancelled::TooLate;
-                }
+            match Self::cancel_in(slot, task, attempt) {
+                Cancelled::NotThere => {}
+                Cancelled::TooLate if answer == Cancelled::Yes => {}
+                told => answer = told,
             }
-            if let Some(place) = place {
-                work.batch.claims_mut()[place].cancelled = true;
-            }
-            return Cancelled::Yes;
         }
-        Cancelled::NotThere
+        answer
+    }
+
+    fn cancel_in(slot: &mut WorkerSlot, task: i64, attempt: i32) -> Cancelled {
+        let work = &mut slot.payload;
+        let claims = work.batch.claims();
+        let place = claims
+            .iter()
+            .position(|claim| (claim.task, claim.attempt) == (task, attempt));
+        let current = claims.iter().position(|claim| claim.task == work.task);
+        if (work.task, work.attempt) == (task, attempt) {
+            let is_gone = matches!(slot.state, SlotState::Ended | SlotState::Orphaned);
+            if work.ending && !is_gone {
+                return Cancelled::TooLate;
+            }
+            work.cancelled = true;
+            // else a keeper will see it
+            if !is_gone {
+                bgworker::interrupt(slot.pid);
+            }
+        } else if (work.next.task, work.next.attempt) == (task, attempt) {
+            // it is told when it begins it
+            work.next.cancelled = true;
+        } else if place.is_none() {
+            return Cancelled::NotThere;
+        } else if place < current || place.is_some_and(|place| claims[place].ending) {
+            return Cancelled::TooLate;
+        }
+        if let Some(place) = place {
+            work.batch.claims_mut()[place].cancelled = true;
+        }
+        Cancelled::Yes
     }
 
     /// Whether a task of the worker of this ticket was cancelled.
@@ -325,12 +335,17 @@ impl Registry {
         }
     }
 
-    /// The worker of this ticket is about to put these tasks of its batch back: it is too late to cancel them here. Returns those that
+    /// The worker of this ticket is about to put these tasks back, which it has claimed: it is too late to cancel them here. Returns those that
     /// were cancelled before.
     pub fn begin_put_back(&mut self, ticket: Ticket, tasks: &[i64]) -> Vec<i64> {
         let mut cancelled = Vec::new();
         if let Some(slot) = pool::find(self.slots, ticket) {
-            for claim in slot.payload.batch.claims_mut() {
+            let work = &mut slot.payload;
+            if tasks.contains(&work.task) {
+                work.ending = true;
+                cancelled.extend(work.cancelled.then_some(work.task));
+            }
+            for claim in work.batch.claims_mut() {
                 if tasks.contains(&claim.task) {
                     claim.ending = true;
                     cancelled.extend(claim.cancelled.then_some(claim.task));

@@ -43,6 +43,8 @@ impl Store {
             column(c.attempt, candidate.attempt.into_datum()?),
             column(c.role_oid, role.into_datum()?),
             column(c.held, 0),
+            // the id may be another task's by now: TRUNCATE … RESTART IDENTITY, or another table
+            column(c.joined_at, candidate.joined_at.into_datum()?),
         ];
         let of_row = self.row_columns();
         let mut get = [c.sql_statement, c.search_path, c.timeout_ms]

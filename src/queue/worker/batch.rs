@@ -55,18 +55,45 @@ impl Worker {
         crash_point("a batch is over");
         drop(texts);
 
-        let mut rest: Vec<Claimed> = batch.into_iter().skip(end.settled).collect();
-        let mut put_back = Vec::new();
-        if end.alone || interrupt::wants_turn() {
-            // it may take long, or this process may end
-            put_back = rest.split_off(usize::from(end.alone).min(rest.len()));
-        }
-        let ids =
-            |tasks: &[Claimed]| -> Vec<i64> { tasks.iter().map(|one| one.task.row.id).collect() };
-        let cancelled = registry::lock()?.begin_put_back(self.ticket, &ids(&put_back));
         let transaction = Transaction::begin(Durability::Asynchronous)?;
         session::reset()?;
-        for Claimed { task, store, .. } in &put_back {
+        transaction.commit()?;
+        let mut rest: Vec<Claimed> = batch.into_iter().skip(end.settled).collect();
+        if end.alone || interrupt::wants_turn() {
+            // it may take long, or this process may end
+            let kept = usize::from(end.alone).min(rest.len());
+            self.put_back(&rest.split_off(kept))?;
+        }
+
+        self.batch_size = if end.alone {
+            1
+        } else {
+            self.batch_size.saturating_mul(2)
+        };
+        self.done += end.settled as u64;
+        // the last one is counted when it ends
+        let last = rest.is_empty() && end.settled > 0;
+        let ended = end.settled as u64 - u64::from(last);
+        registry::lock()?.keep_of_batch(self.ticket, &ids(&rest), ended);
+        self.claimed.extend(rest);
+        if self.claimed.is_empty() {
+            self.end_task(end.settled > 0)?;
+        }
+        self.show_idle()?;
+        session::report_statistics(false)
+    }
+
+    /// Leaves tasks that it has claimed and not begun to others, or to itself for another time.
+    ///
+    /// # Errors
+    /// A row cannot be written.
+    pub(super) fn put_back(&self, tasks: &[Claimed]) -> Result<()> {
+        let Some(place) = tasks.iter().map(|claimed| claimed.task.row.place()).min() else {
+            return Ok(());
+        };
+        let cancelled = registry::lock()?.begin_put_back(self.ticket, &ids(tasks));
+        let transaction = Transaction::begin(Durability::Asynchronous)?;
+        for Claimed { task, store, .. } in tasks {
             if cancelled.contains(&task.row.id) {
                 store.close_waiting(&task.row, State::Cancelled, None)?;
             } else {
@@ -75,32 +102,16 @@ impl Worker {
         }
         transaction.commit()?;
         crash_point("what is left of a batch is put back");
-
-        self.batch_size = if end.alone {
-            1
-        } else {
-            self.batch_size.saturating_mul(2)
-        };
-        self.done += end.settled as u64;
         let mut registry = registry::lock()?;
-        let kept = ids(&rest);
-        // the last one is counted when it ends
-        let ended = end.settled as u64 - u64::from(kept.is_empty() && end.settled > 0);
-        registry.keep_of_batch(self.ticket, &kept, ended);
-        let places = put_back.iter().map(|claimed| claimed.task.row.place());
-        if let Some(place) = places.min()
-            && registry.offer(self.key, place, put_back.len() as u32)
-        {
+        if registry.offer(self.key, place, tasks.len() as u32) {
             registry.wake_launcher();
         }
-        drop(registry);
-        self.claimed.extend(rest);
-        if self.claimed.is_empty() {
-            self.end_task(end.settled > 0)?;
-        }
-        self.show_idle()?;
-        session::report_statistics(false)
+        Ok(())
     }
+}
+
+fn ids(tasks: &[Claimed]) -> Vec<i64> {
+    tasks.iter().map(|claimed| claimed.task.row.id).collect()
 }
 
 /// See to the tasks of a batch while it runs.

@@ -1,0 +1,216 @@
+//! Which task a worker claims next, when its queue is not what it was a moment ago.
+
+use postgres::Client;
+
+use crate::harness::{
+    Server, create_role, enqueue, kill, run, scalar, task, wait_closed, wait_state, wait_until,
+    workers,
+};
+
+const LIMIT: &str = "pg_background_queue.max_parallel_running_tasks_count";
+const IDLE_TIMEOUT: &str = "pg_background_queue.worker_idle_timeout";
+
+fn start(limit: u32) -> (Server, Client) {
+    let server = Server::builder()
+        .conf(LIMIT, &limit.to_string())
+        .conf(IDLE_TIMEOUT, "10min")
+        .conf("max_prepared_transactions", "2")
+        .start();
+    let mut client = server.superuser();
+    run(
+        &mut client,
+        "CREATE TABLE seen (n int GENERATED ALWAYS AS IDENTITY, what text); GRANT ALL ON seen TO PUBLIC",
+    );
+    (server, client)
+}
+
+/// A text that waits as long as the session that has called [`shut`] keeps it waiting.
+const GATE: &str = "SELECT pg_advisory_xact_lock_shared(1)";
+
+fn shut(client: &mut Client) {
+    run(client, "SELECT pg_advisory_lock(1)");
+}
+
+fn open(client: &mut Client) {
+    run(client, "SELECT pg_advisory_unlock(1)");
+}
+
+fn enqueue_with(client: &mut impl postgres::GenericClient, sql: &str, options: &str) -> i64 {
+    scalar(
+        client,
+        &format!("SELECT pg_background_queue_enqueue($1, {options})"),
+        &[&sql],
+    )
+}
+
+fn seen(client: &mut Client) -> String {
+    scalar(
+        client,
+        "SELECT coalesce(string_agg(what, ' ' ORDER BY n), '') FROM seen",
+        &[],
+    )
+}
+
+/// The idle worker that is woken for a task finds that it is not up to date, and leaves: the one that is busy does not count as its heir.
+#[test]
+fn what_a_stale_worker_leaves_does_not_wait_for_a_busy_one() {
+    let (server, mut client) = start(3);
+    create_role(&mut client, "alice");
+    let mut alice = server.connect("alice", "postgres");
+    shut(&mut client);
+    let long = enqueue(&mut alice, GATE);
+    wait_state(&mut client, long, "running");
+    let short = enqueue(&mut alice, "SELECT 1");
+    wait_state(&mut client, short, "finished");
+    wait_until("the other one to be idle", || {
+        workers(&mut client)
+            .iter()
+            .any(|worker| worker.state.as_deref() == Some("idle"))
+    });
+    run(&mut client, "ALTER ROLE alice SET work_mem = '3MB'");
+    let next = enqueue(
+        &mut alice,
+        "INSERT INTO seen (what) SELECT current_setting('work_mem')",
+    );
+    wait_state(&mut client, next, "finished");
+    assert_eq!(seen(&mut client), "3MB");
+    // a worker that is ended when it has been woken has an heir, too
+    for process in workers(&mut client) {
+        if process.state.as_deref() == Some("idle") {
+            kill(process.pid, libc::SIGTERM);
+        }
+    }
+    let next = enqueue(&mut alice, "SELECT 1");
+    wait_state(&mut client, next, "finished");
+    assert_eq!(task(&mut client, long).state, "running");
+    open(&mut client);
+    wait_state(&mut client, long, "finished");
+}
+
+/// A keeper tells of what a prepared transaction has brought; the workers know already what comes after that.
+#[test]
+fn a_task_of_a_prepared_transaction_is_not_passed_over() {
+    let (server, mut client) = start(1);
+    let mut other = server.superuser();
+    run(&mut client, "BEGIN");
+    let best = enqueue_with(
+        &mut client,
+        "INSERT INTO seen (what) VALUES ('best')",
+        "priority => 10",
+    );
+    run(&mut client, "PREPARE TRANSACTION 'best'");
+    shut(&mut client);
+    let mut transaction = other.transaction().expect("begin");
+    let gate = enqueue_with(&mut transaction, GATE, "'a'");
+    for what in ["second", "third"] {
+        enqueue_with(
+            &mut transaction,
+            &format!("INSERT INTO seen (what) VALUES ('{what}')"),
+            "'a'",
+        );
+    }
+    transaction.commit().expect("commit");
+    wait_state(&mut client, gate, "running");
+    run(&mut client, "COMMIT PREPARED 'best'");
+    // the keeper has been there
+    wait_until("a keeper to have come and gone", || {
+        let waits: bool = scalar(
+            &mut client,
+            "SELECT count(*) = 0 FROM pg_stat_activity WHERE backend_type LIKE '%keeper'",
+            &[],
+        );
+        waits
+            && scalar::<i64>(
+                &mut client,
+                "SELECT count(*) FROM pg_background_tasks WHERE state = 'pending'",
+                &[],
+            ) == 3
+    });
+    open(&mut client);
+    wait_state(&mut client, best, "finished");
+    wait_until("all to have run", || {
+        seen(&mut client).split(' ').count() == 3
+    });
+}
+
+#[test]
+fn what_a_task_changes_counts_for_the_next_one() {
+    let (server, mut client) = start(1);
+    create_role(&mut client, "alice");
+    let mut alice = server.connect("alice", "postgres");
+    shut(&mut client);
+    let gate = enqueue(&mut alice, GATE);
+    wait_state(&mut client, gate, "running");
+    let look = "INSERT INTO seen (what) SELECT current_setting('work_mem')";
+    enqueue(&mut alice, "ALTER ROLE CURRENT_USER SET work_mem = '3MB'");
+    enqueue(&mut alice, look);
+    enqueue(
+        &mut alice,
+        "SELECT pg_background_queue_enqueue($$INSERT INTO seen (what) VALUES ('better')$$, priority => 1)",
+    );
+    let last = enqueue(&mut alice, "INSERT INTO seen (what) VALUES ('last')");
+    open(&mut client);
+    wait_state(&mut client, last, "finished");
+    assert_eq!(seen(&mut client), "3MB better last");
+}
+
+/// A task that another one has the id of now does not run in its place.
+#[test]
+fn a_truncated_table_gives_its_ids_to_others() {
+    let (server, mut client) = start(1);
+    let mut other = server.superuser();
+    shut(&mut client);
+    let gate = enqueue(&mut other, GATE);
+    wait_state(&mut client, gate, "running");
+    for _ in 0..5 {
+        enqueue(&mut other, "INSERT INTO seen (what) VALUES ('old')");
+    }
+    // the worker has looked at them
+    let reload = "pg_background_queue.retry_count";
+    server.set_and_reload(reload, "0");
+    run(&mut other, "TRUNCATE pg_background_tasks RESTART IDENTITY");
+    for _ in 0..8 {
+        enqueue_with(
+            &mut other,
+            "INSERT INTO seen (what) VALUES ('too early')",
+            "run_at => now() + interval '1 day'",
+        );
+    }
+    open(&mut client);
+    let last = enqueue_with(
+        &mut other,
+        "INSERT INTO seen (what) VALUES ('last')",
+        "priority => 200",
+    );
+    wait_state(&mut client, last, "finished");
+    assert_eq!(seen(&mut client), "last");
+    let early: i64 = scalar(
+        &mut client,
+        "SELECT count(*) FROM pg_background_tasks WHERE attempt > 0 AND due_at > now()",
+        &[],
+    );
+    assert_eq!(early, 0);
+}
+
+/// A cursor WITH HOLD runs at the commit, and may take its time: the next task is not claimed with it.
+#[test]
+fn a_commit_that_takes_long_keeps_no_other_task() {
+    let (server, mut client) = start(2);
+    shut(&mut client);
+    let mut other = server.superuser();
+    let mut transaction = other.transaction().expect("begin");
+    let long = enqueue(
+        &mut transaction,
+        "DECLARE c CURSOR WITH HOLD FOR SELECT pg_advisory_xact_lock_shared(1)",
+    );
+    let ids: Vec<i64> = (0..5)
+        .map(|_| enqueue(&mut transaction, "SELECT 1"))
+        .collect();
+    transaction.commit().expect("commit");
+    for id in ids {
+        wait_state(&mut client, id, "finished");
+    }
+    assert_eq!(task(&mut client, long).state, "running");
+    open(&mut client);
+    assert_eq!(wait_closed(&mut client, long).state, "finished");
+}
