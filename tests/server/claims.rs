@@ -138,18 +138,17 @@ fn what_a_task_changes_counts_for_the_next_one() {
     let (server, mut client) = start(1);
     create_role(&mut client, "alice");
     let mut alice = server.connect("alice", "postgres");
-    shut(&mut client);
-    let gate = enqueue(&mut alice, GATE);
-    wait_state(&mut client, gate, "running");
-    let look = "INSERT INTO seen (what) SELECT current_setting('work_mem')";
-    enqueue(&mut alice, "ALTER ROLE CURRENT_USER SET work_mem = '3MB'");
-    enqueue(&mut alice, look);
-    enqueue(
-        &mut alice,
+    // all that a look finds at once
+    let mut transaction = alice.transaction().expect("begin");
+    for sql in [
+        "DO $$ BEGIN ALTER ROLE alice SET work_mem = '3MB'; END $$",
+        "INSERT INTO seen (what) SELECT current_setting('work_mem')",
         "SELECT pg_background_queue_enqueue($$INSERT INTO seen (what) VALUES ('better')$$, priority => 1)",
-    );
-    let last = enqueue(&mut alice, "INSERT INTO seen (what) VALUES ('last')");
-    open(&mut client);
+    ] {
+        enqueue(&mut transaction, sql);
+    }
+    let last = enqueue(&mut transaction, "INSERT INTO seen (what) VALUES ('last')");
+    transaction.commit().expect("commit");
     wait_state(&mut client, last, "finished");
     assert_eq!(seen(&mut client), "3MB better last");
 }
@@ -160,14 +159,14 @@ fn a_truncated_table_gives_its_ids_to_others() {
     let (server, mut client) = start(1);
     let mut other = server.superuser();
     shut(&mut client);
-    let gate = enqueue(&mut other, GATE);
-    wait_state(&mut client, gate, "running");
+    // all that a look finds at once
+    let mut transaction = other.transaction().expect("begin");
+    let gate = enqueue(&mut transaction, GATE);
     for _ in 0..5 {
-        enqueue(&mut other, "INSERT INTO seen (what) VALUES ('old')");
+        enqueue(&mut transaction, "INSERT INTO seen (what) VALUES ('old')");
     }
-    // the worker has looked at them
-    let reload = "pg_background_queue.retry_count";
-    server.set_and_reload(reload, "0");
+    transaction.commit().expect("commit");
+    wait_state(&mut client, gate, "running");
     run(&mut other, "TRUNCATE pg_background_tasks RESTART IDENTITY");
     for _ in 0..8 {
         enqueue_with(
