@@ -30,6 +30,8 @@ impl<P: Pool> Member<P> {
     /// # Errors
     /// As [`Member::attach`].
     pub fn join(pool: &'static P, key: P::Key, payload: P::Payload) -> Result<Option<Self>> {
+        // asked first: nobody would give up what is reserved now
+        exit::assert_no_member()?;
         let reserved =
             pool.with(|slots| slots::reserve(slots, key, payload, LatchRef::NOBODY, false))?;
         match reserved {
@@ -39,12 +41,7 @@ impl<P: Pool> Member<P> {
     }
 
     fn enter(pool: &'static P, ticket: Ticket) -> Result<Option<Self>> {
-        if exit::is_member() {
-            return Err(Error::new(
-                sqlstate::INTERNAL_ERROR,
-                "this process has a slot in a pool already",
-            ));
-        }
+        exit::assert_no_member()?;
         // Promised first: between the two the process cannot end without having left.
         exit::promise_to_leave(pool, ticket)?;
         let attached = pool.with(|slots| {
