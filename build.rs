@@ -44,6 +44,7 @@ const FUNCTIONS: &[&str] = &[
     "superuser",
     "GetSystemIdentifier",
     // guc
+    "DefineCustomEnumVariable",
     "DefineCustomIntVariable",
     "DefineCustomStringVariable",
     "EmitWarningsOnPlaceholders",

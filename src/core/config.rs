@@ -4,8 +4,9 @@
 //! {"reports": {"max_parallel_running_tasks_count": 2, "priority": 50}, "mail": {"delay_in_sec": 1}}
 //! ```
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::ops::RangeInclusive;
 
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 
@@ -22,6 +23,34 @@ pub struct Topic {
     pub priority: Option<i32>,
     /// Seconds after which a running attempt is cancelled.
     pub timeout_in_sec: Option<i32>,
+    /// Whether what its tasks have done is on disk when they are finished.
+    pub durability: Option<Durability>,
+    /// The most of its tasks that share a commit.
+    pub commit_batch: Option<i32>,
+}
+
+/// The most that [`Topic::commit_batch`] may be: beyond 64 subtransactions, other sessions have to look them up on disk
+/// (PGPROC_MAX_CACHED_SUBXIDS, storage/proc.h).
+pub const MOST_IN_BATCH: i32 = 60;
+
+/// What a crash of the server may take back of a task that has finished.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Durability {
+    /// Nothing, unless `synchronous_commit` allows it.
+    Strict,
+    /// Effect and mark together, if they are a moment old: the task runs again.
+    Relaxed,
+}
+
+impl Durability {
+    /// By its name, in the setting and in `topic_config`.
+    pub fn named(name: &str) -> Option<Self> {
+        match name {
+            "strict" => Some(Self::Strict),
+            "relaxed" => Some(Self::Relaxed),
+            _ => None,
+        }
+    }
 }
 
 /// The topics that have something of their own, by name.
@@ -61,38 +90,32 @@ fn topic(name: &str, value: Json) -> Result<Topic, String> {
         ));
     };
     let mut topic = Topic::default();
-    for (key, value) in entries {
-        let (field, least) = match key.as_str() {
-            "max_parallel_running_tasks_count" => (&mut topic.limit, 0),
-            "retry_count" => (&mut topic.retry_count, 0),
-            "delay_in_sec" => (&mut topic.delay_in_sec, 0),
-            "priority" => (&mut topic.priority, i32::MIN),
-            "timeout_in_sec" => (&mut topic.timeout_in_sec, 1),
+    let mut seen = BTreeSet::new();
+    for (key, value) in &entries {
+        let read = match key.as_str() {
+            "max_parallel_running_tasks_count" => {
+                value.integer(0..=i32::MAX).map(|n| topic.limit = n)
+            }
+            "retry_count" => value.integer(0..=i32::MAX).map(|n| topic.retry_count = n),
+            "delay_in_sec" => value.integer(0..=i32::MAX).map(|n| topic.delay_in_sec = n),
+            "priority" => value
+                .integer(i32::MIN..=i32::MAX)
+                .map(|n| topic.priority = n),
+            "timeout_in_sec" => value
+                .integer(1..=i32::MAX)
+                .map(|n| topic.timeout_in_sec = n),
+            "commit_batch" => value
+                .integer(1..=MOST_IN_BATCH)
+                .map(|n| topic.commit_batch = n),
+            "durability" => value.durability().map(|d| topic.durability = d),
             _ => return Err(format!("Topic \"{name}\" has the unknown key \"{key}\".")),
         };
-        if field.is_some() {
+        if !seen.insert(key) {
             return Err(format!(
                 "Topic \"{name}\" has the key \"{key}\" more than once."
             ));
         }
-        let number = match value {
-            Json::Integer(number) => number,
-            other => {
-                return Err(format!(
-                    "Topic \"{name}\", key \"{key}\": must be an integer, not {}.",
-                    other.kind()
-                ));
-            }
-        };
-        match i32::try_from(number) {
-            Ok(number) if number >= least => *field = Some(number),
-            _ => {
-                return Err(format!(
-                    "Topic \"{name}\", key \"{key}\": {number} is outside the valid range ({least} .. {}).",
-                    i32::MAX
-                ));
-            }
-        }
+        read.map_err(|wrong| format!("Topic \"{name}\", key \"{key}\": {wrong}."))?;
     }
     Ok(topic)
 }
@@ -104,7 +127,7 @@ enum Json {
     Bool,
     Integer(i128),
     Fraction,
-    Text,
+    Text(String),
     Array,
     Object(Vec<(String, Json)>),
 }
@@ -116,10 +139,31 @@ impl Json {
             Self::Bool => "a boolean",
             Self::Integer(_) => "a number",
             Self::Fraction => "a fraction",
-            Self::Text => "a string",
+            Self::Text(_) => "a string",
             Self::Array => "an array",
             Self::Object(_) => "an object",
         }
+    }
+
+    fn integer(&self, valid: RangeInclusive<i32>) -> Result<Option<i32>, String> {
+        let Self::Integer(number) = *self else {
+            return Err(format!("must be an integer, not {}", self.kind()));
+        };
+        let fits = i32::try_from(number)
+            .ok()
+            .filter(|number| valid.contains(number));
+        fits.map(Some).ok_or_else(|| {
+            let (least, most) = valid.into_inner();
+            format!("{number} is outside the valid range ({least} .. {most})")
+        })
+    }
+
+    fn durability(&self) -> Result<Option<Durability>, String> {
+        let named = match self {
+            Self::Text(text) => Durability::named(text).map(Some),
+            _ => None,
+        };
+        named.ok_or_else(|| String::from("must be \"strict\" or \"relaxed\""))
     }
 }
 
@@ -158,8 +202,8 @@ impl<'de> Visitor<'de> for JsonVisitor {
         Ok(Json::Fraction)
     }
 
-    fn visit_str<E>(self, _: &str) -> Result<Json, E> {
-        Ok(Json::Text)
+    fn visit_str<E>(self, text: &str) -> Result<Json, E> {
+        Ok(Json::Text(text.to_owned()))
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut sequence: A) -> Result<Json, A::Error> {
@@ -195,7 +239,7 @@ mod tests {
     fn every_key_is_read() {
         let topics = parse(
             r#"{"a b": {"max_parallel_running_tasks_count": 2, "retry_count": 3, "delay_in_sec": 4,
-                "priority": -5, "timeout_in_sec": 6}, "": {}}"#,
+                "priority": -5, "timeout_in_sec": 6, "durability": "relaxed", "commit_batch": 7}, "": {}}"#,
         )
         .unwrap();
         let full = Topic {
@@ -204,6 +248,8 @@ mod tests {
             delay_in_sec: Some(4),
             priority: Some(-5),
             timeout_in_sec: Some(6),
+            durability: Some(Durability::Relaxed),
+            commit_batch: Some(7),
         };
         assert_eq!(topics["a b"], full);
         assert_eq!(topics[""], Topic::default());

@@ -159,16 +159,9 @@ impl<T: Queued> Ready<T> {
         self.floor = self.floor.min(place);
     }
 
-    /// Forgets the tasks for which `gone` holds: they wait in the table.
-    pub fn forget(&mut self, gone: impl Fn(&T) -> bool) {
-        let mut end = self.first as usize;
-        for i in self.first as usize..self.end as usize {
-            if !gone(&self.tasks[i]) {
-                self.tasks[end] = self.tasks[i];
-                end += 1;
-            }
-        }
-        self.end = u32::try_from(end).unwrap_or(0);
+    /// Forgets the tasks: they wait in the table.
+    pub fn clear(&mut self) {
+        self.end = self.first;
         self.complete = false;
         self.floor = Place::FIRST;
     }
@@ -262,9 +255,15 @@ mod tests {
         assert!(ready.end_look(look, &[(1, 5)], false));
         take(&mut ready);
         assert_eq!(ready.begin_look().from, Place::FIRST);
-        fill(&mut ready, &[(1, 6), (1, 7)]);
-        ready.forget(|task| task.1 == 6);
-        assert_eq!(take(&mut ready), Some((1, 7)));
+    }
+
+    #[test]
+    fn what_is_forgotten_is_looked_for_again() {
+        let mut ready = ready();
+        fill(&mut ready, &[(1, 5), (1, 6), (1, 7)]);
+        take(&mut ready);
+        ready.clear();
+        assert_eq!(take(&mut ready), None);
         assert_eq!(ready.begin_look().from, Place::FIRST);
     }
 

@@ -90,6 +90,82 @@ impl IntSetting {
     }
 }
 
+/// The names that an [`EnumSetting`] may have: as the server wants them, with an end mark.
+#[repr(C)]
+pub struct Choices<const N: usize> {
+    entries: [pg_sys::config_enum_entry; N],
+    end: pg_sys::config_enum_entry,
+}
+
+// SAFETY: constants, and a server process runs our code on one thread only.
+unsafe impl<const N: usize> Sync for Choices<N> {}
+
+impl<const N: usize> Choices<N> {
+    /// The value of each is its place in this list.
+    pub const fn new(names: [&'static CStr; N]) -> Self {
+        const END: pg_sys::config_enum_entry = pg_sys::config_enum_entry {
+            name: std::ptr::null(),
+            val: 0,
+            hidden: false,
+        };
+        let mut entries = [END; N];
+        let mut i = 0;
+        while i < N {
+            entries[i].name = names[i].as_ptr();
+            entries[i].val = i as i32;
+            i += 1;
+        }
+        Self { entries, end: END }
+    }
+}
+
+/// A setting that is one of some names, which the configuration file and SIGHUP change.
+pub struct EnumSetting(IntSetting);
+
+impl EnumSetting {
+    /// The variable behind a setting, before it is defined.
+    #[expect(clippy::new_without_default, reason = "only ever a static")]
+    pub const fn new() -> Self {
+        Self(IntSetting::new())
+    }
+
+    /// The place of the name in force among the choices.
+    pub fn get(&self) -> i32 {
+        self.0.get()
+    }
+
+    /// Makes it known to the server, the first of its choices as the default, with SIGHUP context (`DefineCustomEnumVariable`,
+    /// utils/guc.h). From `_PG_init`.
+    ///
+    /// # Errors
+    /// The name is taken.
+    pub fn define<const N: usize>(
+        &'static self,
+        name: &'static CStr,
+        short: &'static CStr,
+        long: &'static CStr,
+        choices: &'static Choices<N>,
+    ) -> Result<()> {
+        let variable = self.0.0.get();
+        // SAFETY: all are statics; the server reads the entries up to the end mark behind them, and writes nothing.
+        guard(|| unsafe {
+            pg_sys::DefineCustomEnumVariable(
+                name.as_ptr(),
+                short.as_ptr(),
+                long.as_ptr(),
+                variable,
+                0,
+                std::ptr::from_ref(choices).cast(),
+                pg_sys::PGC_SIGHUP,
+                0,
+                None,
+                None,
+                None,
+            )
+        })
+    }
+}
+
 /// Makes settings of this prefix that nobody defined an error. From `_PG_init`, after the definitions.
 ///
 /// # Errors

@@ -75,7 +75,7 @@ pub struct Transaction {
     nesting: Nesting,
     snapshot: Option<ActiveSnapshot>,
     memory: pg_sys::MemoryContext,
-    synchronous_commit: i32,
+    durability: Durability,
     committed: bool,
 }
 
@@ -97,8 +97,6 @@ impl Transaction {
         }
         // SAFETY: a global that always points to a context.
         let memory = unsafe { pg_sys::CurrentMemoryContext };
-        // SAFETY: a plain C variable, read.
-        let synchronous_commit = unsafe { pg_sys::synchronous_commit };
         // SAFETY: no arguments.
         guard(|| unsafe { pg_sys::SetCurrentStatementStartTimestamp() })?;
         // SAFETY: no transaction is open: asserted by the server.
@@ -108,7 +106,7 @@ impl Transaction {
             nesting: Nesting::enter(),
             snapshot: None,
             memory,
-            synchronous_commit,
+            durability,
             committed: false,
         };
         // SAFETY: C variables that StartTransaction has just set from default_transaction_*; before the first
@@ -117,12 +115,6 @@ impl Transaction {
             pg_sys::XactIsoLevel = pg_sys::XACT_READ_COMMITTED as i32;
             pg_sys::XactReadOnly = false;
             pg_sys::XactDeferrable = false;
-            let flushed = pg_sys::SYNCHRONOUS_COMMIT_LOCAL_FLUSH as i32;
-            pg_sys::synchronous_commit = match durability {
-                Durability::Session => synchronous_commit,
-                Durability::Flushed => synchronous_commit.max(flushed),
-                Durability::Asynchronous => pg_sys::SYNCHRONOUS_COMMIT_OFF as i32,
-            };
         }
         if snapshot == Snapshot::Active {
             transaction.snapshot = Some(ActiveSnapshot::push()?);
@@ -146,19 +138,29 @@ impl Transaction {
             ));
         }
         self.snapshot = None;
+        // SAFETY: a plain C variable, read. Not earlier: the transaction may be one that resets the session's settings.
+        let setting = unsafe { pg_sys::synchronous_commit };
+        let flushed = pg_sys::SYNCHRONOUS_COMMIT_LOCAL_FLUSH as i32;
+        let wanted = match self.durability {
+            Durability::Session => setting,
+            Durability::Flushed => setting.max(flushed),
+            Durability::Asynchronous => pg_sys::SYNCHRONOUS_COMMIT_OFF as i32,
+        };
+        // SAFETY: of this process's; the setting is what it was when the commit is over.
+        unsafe { pg_sys::synchronous_commit = wanted };
         // SAFETY: the transaction is open.
-        guard(|| unsafe { pg_sys::CommitTransactionCommand() })?;
-        self.restore();
+        let outcome = guard(|| unsafe { pg_sys::CommitTransactionCommand() });
+        // SAFETY: as above.
+        unsafe { pg_sys::synchronous_commit = setting };
+        outcome?;
+        self.restore_memory();
         self.committed = true;
         Ok(())
     }
 
-    fn restore(&mut self) {
-        // SAFETY: both are this process's variables; the context existed before the transaction.
-        unsafe {
-            pg_sys::synchronous_commit = self.synchronous_commit;
-            pg_sys::CurrentMemoryContext = self.memory;
-        }
+    fn restore_memory(&self) {
+        // SAFETY: this process's variable; the context existed before the transaction.
+        unsafe { pg_sys::CurrentMemoryContext = self.memory };
     }
 }
 
@@ -173,7 +175,7 @@ impl Drop for Transaction {
         // An abort that fails is retried by the error loop's own.
         // SAFETY: harmless where no transaction is open.
         let _ = guard(|| unsafe { pg_sys::pgbq_abort() });
-        self.restore();
+        self.restore_memory();
     }
 }
 

@@ -1,13 +1,15 @@
 //! The settings (GUCs). All are reloadable: SIGHUP.
 
 use super::topics;
-use crate::pg::guc::{self, IntDefinition, IntSetting};
+use crate::core::config::Durability;
+use crate::pg::guc::{self, Choices, EnumSetting, IntDefinition, IntSetting};
 use crate::pg::{Result, control};
 
 static MAX_PARALLEL_RUNNING_TASKS: IntSetting = IntSetting::new();
 static RETRY_COUNT: IntSetting = IntSetting::new();
 static MAX_RETRY_DELAY: IntSetting = IntSetting::new();
 static DELAY: IntSetting = IntSetting::new();
+static DURABILITY: EnumSetting = EnumSetting::new();
 static WORKER_IDLE_TIMEOUT: IntSetting = IntSetting::new();
 
 /// Makes them known to the server. From `_PG_init`.
@@ -52,6 +54,13 @@ pub fn define() -> Result<()> {
         max: i32::MAX,
         unit: guc::UNIT_S,
     })?;
+    static DURABILITIES: Choices<2> = Choices::new([c"strict", c"relaxed"]);
+    DURABILITY.define(
+        c"pg_background_queue.durability",
+        c"Whether the commit of a task waits until it is on disk.",
+        c"With \"relaxed\" a task that finished just before a crash of the server runs again, unless its effects are still there.",
+        &DURABILITIES,
+    )?;
     topics::define()?;
     WORKER_IDLE_TIMEOUT.define(IntDefinition {
         name: c"pg_background_queue.worker_idle_timeout",
@@ -83,6 +92,14 @@ pub fn max_retry_delay() -> i32 {
 /// `delay_in_sec`
 pub fn delay_in_sec() -> i32 {
     DELAY.get()
+}
+
+/// `durability`
+pub fn durability() -> Durability {
+    match DURABILITY.get() {
+        0 => Durability::Strict,
+        _ => Durability::Relaxed,
+    }
 }
 
 /// `worker_idle_timeout`, in milliseconds

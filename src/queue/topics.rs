@@ -6,7 +6,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::rc::Rc;
 
 use super::settings;
-use crate::core::config::{self, Topic};
+use crate::core::config::{self, Durability, Topic};
 use crate::pg::guc::{Check, TextSetting};
 use crate::pg::local::ProcessLocal;
 use crate::pg::{Result, control, datum};
@@ -28,7 +28,7 @@ pub fn define() -> Result<()> {
     TOPIC_CONFIG.define(
         c"pg_background_queue.topic_config",
         c"What is set for single topics: a JSON object of objects.",
-        c"Keys: max_parallel_running_tasks_count, retry_count, delay_in_sec, priority, timeout_in_sec.",
+        c"Keys: max_parallel_running_tasks_count, retry_count, delay_in_sec, priority, timeout_in_sec, durability, commit_batch.",
     )
 }
 
@@ -106,6 +106,10 @@ pub struct Rules {
     pub priority: i32,
     /// Milliseconds after which an attempt is cancelled; 0 is never.
     pub timeout_ms: i32,
+    /// Whether the commit of a task waits for the disk.
+    pub durability: Durability,
+    /// The most tasks that share a commit, at least 1.
+    pub commit_batch: usize,
 }
 
 /// What is in force for a topic. In a transaction of a process that is connected to a database.
@@ -150,6 +154,10 @@ fn combine(own: Topic) -> Rules {
         timeout_ms: own
             .timeout_in_sec
             .map_or(0, |seconds| seconds.saturating_mul(1000)),
+        durability: own.durability.unwrap_or_else(settings::durability),
+        commit_batch: own
+            .commit_batch
+            .map_or(1, |most| usize::try_from(most).unwrap_or(1)),
     }
 }
 

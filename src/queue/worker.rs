@@ -7,6 +7,7 @@ use super::registry::{self, Beginning, Begun, Key, PROCESSES, Registry, Sight, U
 use super::store::{Candidate, State, Store, Task};
 use super::topics::{self, Configuration, Rules};
 use super::{process, settings};
+use crate::core::config;
 use crate::core::ready::Queued;
 use crate::core::{errors, outcome};
 use crate::pg::bgworker::pool::{self, Member, Ticket};
@@ -443,6 +444,10 @@ impl Worker {
         if self.search_path != task.search_path {
             guc::set_default(c"search_path", &task.search_path)?;
             self.search_path.clone_from(&task.search_path);
+        }
+        if rules.durability == config::Durability::Relaxed {
+            // until the session is reset, so for the mark of a failure, too; what the task itself sets counts
+            guc::set_for_session(c"synchronous_commit", b"off")?;
         }
         let timeout_ms = task.timeout_ms.unwrap_or(rules.timeout_ms);
         let memory = Rc::clone(&self.memory);

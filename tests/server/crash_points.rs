@@ -262,10 +262,17 @@ fn the_server_goes_down_while_keepers_clear_away_what_is_left() {
 #[test]
 fn all_places_are_tested() {
     let mut named = Vec::new();
-    for place in ["src/queue", "src/pg/bgworker/pool"] {
-        let directory = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(place);
+    let mut left = ["src/queue", "src/pg/bgworker/pool"]
+        .map(|place| std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(place))
+        .to_vec();
+    while let Some(directory) = left.pop() {
         for file in fs::read_dir(directory).expect("a directory") {
-            let text = fs::read_to_string(file.expect("a file").path()).expect("a text");
+            let path = file.expect("a file").path();
+            if path.is_dir() {
+                left.push(path);
+                continue;
+            }
+            let text = fs::read_to_string(path).expect("a text");
             let places = text.split("crash_point(\"").skip(1);
             named.extend(places.filter_map(|rest| Some(rest.split_once('"')?.0.to_owned())));
         }

@@ -5,6 +5,7 @@
 mod harness;
 
 mod attacks;
+mod commits;
 mod copies;
 mod crash;
 mod crash_points;

@@ -904,62 +904,6 @@ fn what_commits_inside_runs_again_from_its_beginning_when_it_is_cut_off() {
     assert!(!valid);
 }
 
-/// With synchronous_commit = off a crash takes what was committed last: task and effect together, never one of them.
-#[test]
-fn with_synchronous_commit_off_a_crash_takes_task_and_effect_together() {
-    let mut server = Server::builder()
-        .conf("max_worker_processes", "16")
-        .conf("pg_background_queue.max_parallel_running_tasks_count", "3")
-        .conf("synchronous_commit", "off")
-        .conf("wal_writer_delay", "10s")
-        .expect_crash()
-        .start();
-    let mut client = server.superuser();
-    run(&mut client, "CREATE TABLE effects (n int)");
-    for round in 0..3 {
-        // This session's tasks are on disk when they are there; what becomes of them is not.
-        run(&mut client, "SET synchronous_commit = on");
-        run(
-            &mut client,
-            &format!(
-                "SELECT count(pg_background_queue_enqueue('INSERT INTO effects VALUES (' || n || '); SELECT pg_sleep(0.002)', \
-                 'round {round}')) FROM generate_series({round} * 1000 + 1, {round} * 1000 + 1000) AS n"
-            ),
-        );
-        wait_until("a part of them to be finished", || {
-            let finished: i64 = scalar(
-                &mut client,
-                "SELECT count(*) FROM pg_background_tasks WHERE state = 'finished' AND topic = $1",
-                &[&format!("round {round}")],
-            );
-            finished > 100
-        });
-        drop(client);
-        server.kill9_all();
-        server.start();
-        client = server.superuser();
-    }
-    wait_all_closed(&mut client, 2 * PATIENCE);
-    assert_eq!(states(&mut client), "finished: 3000");
-    let wrong: i64 = scalar(
-        &mut client,
-        "SELECT count(*) FROM pg_background_tasks \
-         FULL JOIN (SELECT n, count(*) AS times FROM effects GROUP BY n) AS counts \
-         ON n = substring(sql_statement FROM 'VALUES .([0-9]+)')::int WHERE times IS DISTINCT FROM 1 OR id IS NULL",
-        &[],
-    );
-    assert_eq!(wrong, 0, "effects that are not there exactly once");
-    // The limit holds after a crash as before it.
-    let most: i64 = scalar(
-        &mut client,
-        "SELECT max(n) FROM (SELECT count(*) AS n FROM pg_background_tasks AS a \
-         JOIN pg_background_tasks AS b ON b.started_at <= a.started_at AND a.started_at < b.closed_at \
-         GROUP BY a.id) AS others",
-        &[],
-    );
-    assert!(most <= 3, "{most} tasks at once");
-}
-
 #[test]
 fn no_process_ever_serves_two_roles() {
     let server = Server::builder()

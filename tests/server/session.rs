@@ -53,7 +53,7 @@ fn prepare_seen(client: &mut Client) {
 
 /// What a task may leave behind in its session.
 const DIRT: &str = "SET work_mem = '3MB'; SET TimeZone = 'Pacific/Chatham'; SET search_path = pg_catalog; \
-     SET application_name = 'mine'; SET my.variable = 'set'; SET statement_timeout = '1h'; \
+     SET application_name = 'mine'; SET my.variable = 'set'; SET statement_timeout = '1h'; SET synchronous_commit = off; \
      SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL SERIALIZABLE READ ONLY; \
      SELECT set_config('lock_timeout', '1h', false); \
      SELECT pg_catalog.pg_advisory_lock(7), pg_catalog.pg_advisory_lock_shared(8); \
@@ -64,13 +64,13 @@ const DIRT: &str = "SET work_mem = '3MB'; SET TimeZone = 'Pacific/Chatham'; SET 
 /// table.
 const TRACES: &str = "concat_ws(' ', current_setting('work_mem'), current_setting('TimeZone') = 'Pacific/Chatham', \
      current_setting('search_path'), coalesce(nullif(current_setting('my.variable', true), ''), 'unset'), \
-     current_setting('statement_timeout'), current_setting('lock_timeout'), \
+     current_setting('statement_timeout'), current_setting('lock_timeout'), current_setting('synchronous_commit'), \
      current_setting('default_transaction_isolation'), current_setting('default_transaction_read_only'), \
      (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()), \
      (SELECT count(*) FROM pg_prepared_statements), (SELECT count(*) FROM pg_cursors), \
      coalesce(to_regclass('pg_temp.temporary')::text, 'none'))";
 
-const CLEAN: &str = "4MB f \"$user\", public unset 0 0 read committed off 0 0 0 none";
+const CLEAN: &str = "4MB f \"$user\", public unset 0 0 on read committed off 0 0 0 none";
 
 #[test]
 fn nothing_of_a_session_reaches_the_next_task() {

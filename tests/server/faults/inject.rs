@@ -20,7 +20,7 @@ pub const TOPIC_CONFIG: &str = "pg_background_queue.topic_config";
 pub const MOST_RUNNING: usize = 4;
 
 /// What `topic_config` says in all configurations that differ in what else they say.
-pub const TOPICS: &str = r#""one": {"max_parallel_running_tasks_count": 1}, "two": {"max_parallel_running_tasks_count": 2}, "delayed": {"max_parallel_running_tasks_count": 2, "delay_in_sec": 1}"#;
+pub const TOPICS: &str = r#""one": {"max_parallel_running_tasks_count": 1}, "two": {"max_parallel_running_tasks_count": 2}, "delayed": {"max_parallel_running_tasks_count": 2, "delay_in_sec": 1}, "relaxed": {"durability": "relaxed"}"#;
 
 /// The databases whose tasks nobody takes away.
 pub const STEADY: [&str; 2] = ["postgres", "shop"];

@@ -24,6 +24,8 @@ pub enum Kind {
     Two,
     /// Of the topic `delayed`.
     Delayed,
+    /// Of the topic `relaxed`, whose commits are lost in a crash.
+    Relaxed,
     /// Not before a second from now.
     Later,
     Fails,
@@ -60,6 +62,7 @@ const MIX: &[(Kind, usize)] = &[
     (Kind::One, 8),
     (Kind::Two, 5),
     (Kind::Delayed, 1),
+    (Kind::Relaxed, 6),
     (Kind::Later, 2),
     (Kind::Fails, 3),
     (Kind::Flaky, 3),
@@ -72,12 +75,13 @@ const MIX: &[(Kind, usize)] = &[
 ];
 
 impl Kind {
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Insert,
         Self::Slow,
         Self::One,
         Self::Two,
         Self::Delayed,
+        Self::Relaxed,
         Self::Later,
         Self::Fails,
         Self::Flaky,
@@ -122,6 +126,7 @@ impl Kind {
             Self::One => Some("one"),
             Self::Two => Some("two"),
             Self::Delayed => Some("delayed"),
+            Self::Relaxed => Some("relaxed"),
             _ => None,
         }
     }
@@ -131,7 +136,7 @@ impl Kind {
         let effect = format!("INSERT INTO public.effects VALUES ({marker})");
         let sleep = format!("SELECT pg_sleep({})", random.f64() * 0.06);
         let body = match self {
-            Self::Insert | Self::Later | Self::Child | Self::Delayed => effect,
+            Self::Insert | Self::Later | Self::Child | Self::Delayed | Self::Relaxed => effect,
             Self::Slow => format!("{effect}; {sleep}"),
             Self::One => format!("SELECT public.take_place('one', 1); {effect}; {sleep}"),
             Self::Two => format!("SELECT public.take_place('two', 2); {sleep}; {effect}"),

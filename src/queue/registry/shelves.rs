@@ -1,0 +1,192 @@
+//! What the workers of one role in one database have in common: the tasks that one of them has found in the table, from
+//! which all of them take.
+
+use super::{Key, MayStart, Registry, UNTIL_TOLD};
+use crate::core::ready::Ready;
+use crate::pg::bgworker::pool::{SlotState, Ticket};
+use crate::pg::time::TimestampTz;
+use crate::queue::store::Candidate;
+use crate::queue::topics::{Configuration, Rules, TopicId};
+
+/// What a look into the table has seen, beside the tasks that it found.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(C)]
+pub struct Sight {
+    /// [`Header::ends`](super::Header::ends) before it.
+    pub ends: u64,
+    /// The demand's count before it.
+    pub bumps: u64,
+    /// When the next task that is not due yet will be.
+    pub next_due: TimestampTz,
+    /// A task waits for the end of another: see [`Demand::blocked`](super::Demand::blocked).
+    pub blocked: bool,
+    /// One of these is not among the tasks that were found.
+    pub passed_over: bool,
+    /// There are more tasks than were found.
+    pub more: bool,
+}
+
+impl Sight {
+    /// Before any look.
+    pub const NOTHING: Self = Self {
+        ends: 0,
+        bumps: 0,
+        next_due: UNTIL_TOLD,
+        blocked: false,
+        passed_over: false,
+        more: false,
+    };
+}
+
+/// What the workers of a key have in common.
+#[repr(C)]
+pub struct Shelf {
+    /// What the look that filled it has seen.
+    pub sight: Sight,
+    /// The tasks that they take from.
+    pub ready: Ready<Candidate>,
+}
+
+impl Shelf {
+    /// Before any look.
+    pub(super) const fn new() -> Self {
+        Self {
+            sight: Sight::NOTHING,
+            ready: Ready::new(Candidate::NONE),
+        }
+    }
+}
+
+impl Registry {
+    /// What the workers of this key have in common; `None` if there is no room, as where they have none.
+    pub fn shelf(&mut self, key: Key) -> Option<&mut Shelf> {
+        let i = self.shelf_keys.iter().position(|&known| known == key)?;
+        Some(&mut self.shelves[i])
+    }
+
+    /// The same, made if it was not there. For a worker of this key.
+    pub fn make_shelf(&mut self, key: Key) -> Option<&mut Shelf> {
+        if self.shelf(key).is_none() {
+            let in_use = |key: Key| {
+                key != Key::NONE
+                    && self
+                        .slots
+                        .iter()
+                        .any(|slot| slot.state != SlotState::Free && slot.key == key)
+            };
+            // there are as many as slots
+            let free = self.shelf_keys.iter().position(|&key| !in_use(key))?;
+            self.shelf_keys[free] = key;
+            self.shelves[free] = Shelf::new();
+        }
+        self.shelf(key)
+    }
+
+    /// Whether the workers of this key know a task.
+    pub fn has_ready(&mut self, key: Key) -> bool {
+        self.shelf(key)
+            .is_some_and(|shelf| !shelf.ready.tasks().is_empty())
+    }
+
+    /// Has the workers of this key look into the table again.
+    pub fn forget_ready(&mut self, key: Key) {
+        if let Some(shelf) = self.shelf(key) {
+            shelf.ready.clear();
+        }
+    }
+
+    /// Whether something may have to go before what the workers of this key know, the first of which has this priority.
+    pub fn must_look_again(
+        &mut self,
+        key: Key,
+        sight: &Sight,
+        priority: i32,
+        now: TimestampTz,
+    ) -> bool {
+        let ended = self.header.ends != sight.ends;
+        let better = self
+            .demand(key)
+            .is_some_and(|demand| demand.bumps != sight.bumps && demand.priority < priority);
+        better || sight.next_due <= now || sight.passed_over && ended
+    }
+
+    /// Takes the first known task of this key that may start now.
+    pub fn next_task(
+        &mut self,
+        ticket: Ticket,
+        key: Key,
+        configuration: &Configuration,
+        now: TimestampTz,
+    ) -> Option<Candidate> {
+        let others_turn = self.suspect_turn(ticket, now).is_some();
+        let i = self.first_known(key, |registry, task| {
+            let rules = configuration.rules(task.topic);
+            !(others_turn && task.interruptions > 0)
+                && registry.has_room(key, task.topic, rules, 1, now)
+        })?;
+        self.take_known(key, i)
+    }
+
+    pub(super) fn take_known(&mut self, key: Key, index: usize) -> Option<Candidate> {
+        let shelf = self.shelf(key)?;
+        let candidate = shelf.ready.take(index)?;
+        if candidate.last_known {
+            shelf.ready.clear();
+        }
+        Some(candidate)
+    }
+
+    /// Whether one of the tasks that the workers of this key know could start now in another worker. The limit of all is
+    /// the launcher's business: others may make room.
+    pub fn others_could_help(
+        &mut self,
+        key: Key,
+        configuration: &Configuration,
+        now: TimestampTz,
+    ) -> bool {
+        self.first_known(key, |registry, task| {
+            let rules = configuration.rules(task.topic);
+            registry.has_room(key, task.topic, rules, 0, now)
+        })
+        .is_some()
+    }
+
+    /// Whether one more task of a topic may start; with a delay, up to `wanted` slots of it begin to wait.
+    pub(super) fn has_room(
+        &mut self,
+        key: Key,
+        topic: TopicId,
+        rules: Rules,
+        wanted: usize,
+        now: TimestampTz,
+    ) -> bool {
+        if !rules.limited {
+            return true;
+        }
+        let may_start = self.may_start(key.database, topic, rules, wanted, now);
+        matches!(may_start, MayStart::Yes(_))
+    }
+
+    /// The first of the tasks that the workers of this key know for which `wanted` holds. It is asked once for tasks of one topic that
+    /// follow each other, the cut-off ones among them apart.
+    pub(super) fn first_known(
+        &mut self,
+        key: Key,
+        mut wanted: impl FnMut(&mut Self, &Candidate) -> bool,
+    ) -> Option<usize> {
+        let shelf = self.shelf_keys.iter().position(|&known| known == key)?;
+        let mut refused = None;
+        let mut i = 0;
+        loop {
+            let task = *self.shelves[shelf].ready.tasks().get(i)?;
+            let kind = (task.topic, task.interruptions > 0);
+            if refused != Some(kind) {
+                if wanted(self, &task) {
+                    return Some(i);
+                }
+                refused = Some(kind);
+            }
+            i += 1;
+        }
+    }
+}

@@ -1,0 +1,74 @@
+//! A new task.
+
+use super::{State, Store, origin};
+use crate::pg::datum::{self, Datum, IntoDatum};
+use crate::pg::table::{self, column, null_column};
+use crate::pg::time::TimestampTz;
+use crate::pg::{Oid, Result, catalog};
+
+/// A new task.
+pub struct NewTask<'a> {
+    /// What to run.
+    pub sql: &'a [u8],
+    /// Its topic.
+    pub topic: Option<&'a [u8]>,
+    /// Its priority.
+    pub priority: i32,
+    /// As which role.
+    pub role: Oid,
+    /// That role's name.
+    pub role_name: &'a [u8],
+    /// With which search_path.
+    pub search_path: &'a [u8],
+    /// Not before.
+    pub run_at: Option<TimestampTz>,
+    /// Retries allowed.
+    pub max_retries: Option<i32>,
+    /// For how long at most, in milliseconds.
+    pub timeout_ms: Option<i32>,
+}
+
+impl Store {
+    /// Inserts a task; returns its id.
+    ///
+    /// # Errors
+    /// I/O; the sequence's end.
+    pub fn insert(&self, task: &NewTask<'_>, joined_at: TimestampTz) -> Result<i64> {
+        let c = &self.columns;
+        // the sequence before its table, as DROP EXTENSION locks them
+        let id = catalog::next_value(self.sequence)?;
+        let topic = match task.topic {
+            Some(topic) => column(c.topic, topic.into_datum()?),
+            None => null_column(c.topic),
+        };
+        let optional = |attnum, value: Option<i64>| match value {
+            Some(value) => column(attnum, value as Datum),
+            None => null_column(attnum),
+        };
+        let zero = |attnum| column(attnum, 0);
+        table::insert(
+            self.table.relation,
+            &[
+                column(c.id, id.into_datum()?),
+                column(c.sql_statement, task.sql.into_datum()?),
+                topic,
+                column(c.joined_at, joined_at.into_datum()?),
+                column(c.priority, task.priority.into_datum()?),
+                self.state_column(State::Pending),
+                zero(c.retry_count),
+                zero(c.retry_delay_in_sec),
+                column(c.role_oid, task.role.into_datum()?),
+                column(c.role_name, datum::name(task.role_name)?),
+                column(c.origin, origin().as_str().into_datum()?),
+                column(c.search_path, task.search_path.into_datum()?),
+                zero(c.attempt),
+                zero(c.interruptions),
+                zero(c.held),
+                optional(c.due_at, task.run_at),
+                optional(c.max_retries, task.max_retries.map(i64::from)),
+                optional(c.timeout_ms, task.timeout_ms.map(i64::from)),
+            ],
+        )?;
+        Ok(id)
+    }
+}
