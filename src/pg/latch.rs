@@ -79,6 +79,9 @@ pub enum Woken {
 /// Waits until this process's latch is set, and resets it, or until so many milliseconds are over (`None`:
 /// for ever). True if it was the latch. The process exits if the postmaster dies.
 ///
+/// There is one latch for all that this process waits for: who waits for a lock, a handle or a condition resets it, too. So look what
+/// there is to do after all of those, right before the wait.
+///
 /// # Errors
 /// None known: interrupts set the latch, and are served by [`interrupt::check`](super::interrupt::check).
 pub fn wait(timeout_ms: Option<i64>) -> Result<bool> {

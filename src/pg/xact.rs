@@ -115,8 +115,8 @@ pub enum Durability {
 
 /// A transaction begun by a process that is in none; aborted when dropped without [`Transaction::commit`].
 ///
-/// It is READ COMMITTED and read-write whatever the role's or database's settings say: it is meant for
-/// bookkeeping that must not depend on who is logged in.
+/// It is READ COMMITTED and read-write whatever the role's or database's settings say, and `transaction_timeout` (17 and later) is not
+/// armed: it is meant for bookkeeping that must not depend on who is logged in.
 #[must_use = "dropping it aborts the transaction"]
 pub struct Transaction {
     nesting: Nesting,

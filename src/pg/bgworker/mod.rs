@@ -91,10 +91,11 @@ impl Definition {
         self
     }
 
-    /// Registers it from `_PG_init` in the postmaster: it starts when the server is up and writable.
+    /// Registers it from `_PG_init` in the postmaster: it starts when the server is up and writable, on a standby after its
+    /// promotion.
     ///
     /// # Errors
-    /// Out of memory. With too many workers the server only logs that.
+    /// Out of memory. With too many workers, or if the library is not in `shared_preload_libraries`, the server only logs that.
     pub fn register(&self) -> Result<()> {
         let mut worker = self.worker(0);
         let worker = &raw mut worker;
@@ -102,8 +103,8 @@ impl Definition {
         guard(|| unsafe { pg_sys::RegisterBackgroundWorker(worker) })
     }
 
-    /// Starts it now, from a backend or another worker; `None` if no worker slot is free. The latch of this process is set
-    /// whenever the worker has started or ended (`bgw_notify_pid`).
+    /// Starts it now (on a standby: after its promotion), from a backend or another worker; `None` if no worker slot is free. The latch
+    /// of this process is set whenever the worker has started or ended (`bgw_notify_pid`).
     ///
     /// # Errors
     /// Out of memory.

@@ -137,13 +137,27 @@ fn the_example_does_what_the_documentation_says_of_it() {
     let (mut fixture, mut client) = start();
     run(
         &mut client,
-        "CREATE TABLE counter (rounds bigint, memory text); INSERT INTO counter VALUES (0);
+        "CREATE TABLE counter (rounds bigint, memory text, timeout text); INSERT INTO counter VALUES (0);
          CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS
-             'BEGIN NEW.memory = current_setting(''work_mem''); RETURN NEW; END';
+             'BEGIN PERFORM pg_sleep(0.01); NEW.memory = current_setting(''work_mem'');
+                    NEW.timeout = current_setting(''statement_timeout''); RETURN NEW; END';
          CREATE TRIGGER note BEFORE UPDATE ON counter FOR EACH ROW EXECUTE FUNCTION note()",
+    );
+    // statement_timeout does nothing in a worker
+    run(
+        &mut client,
+        "ALTER DATABASE postgres SET statement_timeout = '1ms'",
     );
     let first: i32 = scalar(&mut client, "SELECT pgbq_test_start_counter()", &[]);
     wait_rounds(&mut client);
+    run(
+        &mut client,
+        "ALTER DATABASE postgres RESET statement_timeout",
+    );
+    assert_eq!(
+        scalar::<String>(&mut client, "SELECT timeout FROM counter", &[]),
+        "1ms"
+    );
     // pg_reload_conf()
     fixture.server.set_and_reload("work_mem", "5MB");
     wait_until("a round with the new settings", || {

@@ -6,6 +6,7 @@ use postgres::Client;
 use postgres::error::SqlState;
 
 use super::{StandsStill, processes, start};
+use crate::copies::physical_copy;
 use crate::harness::{run, scalar, wait_until};
 
 /// The title of the workers.
@@ -140,4 +141,17 @@ fn a_wait_for_the_start_has_an_end_too() {
         log.contains("pgbq_test: the handle says postmaster died, postmaster died"),
         "{log}"
     );
+}
+
+#[test]
+fn on_a_standby_nothing_starts() {
+    let (fixture, _client) = start();
+    let mut standby = physical_copy(&fixture.server, &["-R"]);
+    standby.start();
+    let said: String = scalar(
+        &mut standby.superuser(),
+        "SELECT pgbq_test_handle(11, 200, 0)",
+        &[],
+    );
+    assert_eq!(said, "not yet, not yet, stopped");
 }

@@ -195,8 +195,9 @@ impl<P: Pool> Owner<P> {
         launched.map(|_| false)
     }
 
-    /// Looks what has become of the workers, and tells. To be called whenever the latch was set. Returns when to call it
-    /// even if it was not: when the next start takes too long.
+    /// Looks what has become of the workers, and tells. To be called whenever the latch was set, and again after whatever has
+    /// waited for something meanwhile; the callbacks may do so. Returns when to call it even if it was not: when the next start takes too
+    /// long.
     ///
     /// # Errors
     /// Of the callbacks.
