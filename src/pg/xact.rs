@@ -64,6 +64,14 @@ extern "C-unwind" fn at_event(event: pg_sys::XactEvent, _arg: *mut c_void) {
 
 static LISTENS: ProcessLocal<bool> = ProcessLocal::new(false);
 
+/// Whether this process has a session: a worker without one has no user, and is not among those whose transactions others see.
+fn has_session() -> bool {
+    let (mut user, mut context) = (0, 0);
+    // SAFETY: two live locals; does not raise.
+    unsafe { pg_sys::GetUserIdAndSecContext(&raw mut user, &raw mut context) };
+    user != super::INVALID_OID
+}
+
 fn listen() -> Result<()> {
     if !LISTENS.get() {
         // SAFETY: a function of the right type, no argument.
@@ -130,7 +138,7 @@ impl Transaction {
     /// Begins it, with an active snapshot.
     ///
     /// # Errors
-    /// A transaction is open already; out of memory.
+    /// A transaction is open already; this process has no session; out of memory.
     pub fn begin(durability: Durability) -> Result<Self> {
         Self::begin_with(durability, Snapshot::Active)
     }
@@ -140,6 +148,12 @@ impl Transaction {
             return Err(Error::new(
                 sqlstate::ACTIVE_SQL_TRANSACTION,
                 "cannot begin a transaction: one is open already",
+            ));
+        }
+        if !has_session() {
+            return Err(Error::new(
+                sqlstate::OBJECT_NOT_IN_PREREQUISITE_STATE,
+                "cannot begin a transaction: this process has no session",
             ));
         }
         listen()?;
@@ -233,7 +247,7 @@ impl Scope {
     /// Enters one. It gets the snapshot that it wants also in a transaction that is open already.
     ///
     /// # Errors
-    /// Out of memory.
+    /// This process has no session; out of memory.
     pub fn begin(snapshot: Snapshot) -> Result<Self> {
         // SAFETY: a global that always points to a context.
         let memory = unsafe { pg_sys::CurrentMemoryContext };

@@ -74,7 +74,7 @@ fn a_worker_that_does_not_come_in_time_is_too_slow() {
         assert_nothing_is_left(&mut client);
     }
     let log = fixture.server.log();
-    assert!(!log.contains("terminating background worker"), "{log}");
+    assert!(!log.contains("FATAL:  terminating"), "{log}");
 }
 
 #[test]
@@ -82,10 +82,7 @@ fn a_worker_that_comes_but_is_not_ready_in_time_is_too_slow_and_terminated() {
     let (fixture, mut client) = start();
     assert_eq!(heard(&mut client, 10), "failed: TooSlow");
     let log = fixture.server.log();
-    assert!(
-        log.contains("FATAL:  terminating background worker \"pgbq_test failing\""),
-        "{log}"
-    );
+    assert!(log.contains("FATAL:  terminating"), "{log}");
     assert_nothing_is_left(&mut client);
 }
 

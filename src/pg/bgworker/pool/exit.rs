@@ -70,22 +70,20 @@ fn at_exit(code: i32) {
     }
 }
 
-/// Promises that the slot of this worker will be left.
-pub(super) fn promise_to_leave<P: Pool>(pool: &'static P, ticket: Ticket) -> Result<()> {
-    callback::at_exit(at_exit)?;
+/// Promises that the slot of this worker will be left, if it is to have one: after [`prepare_to_leave`].
+pub(super) fn promise_to_leave<P: Pool>(pool: &'static P, ticket: Ticket) {
     MINE.set(Some((pool, ticket)));
-    Ok(())
 }
 
-/// An error if this process has a slot already: it has one only.
-pub(super) fn assert_no_member() -> Result<()> {
+/// All of that promise that can fail: a process has one slot only.
+pub(super) fn prepare_to_leave() -> Result<()> {
     if MINE.get().is_some() {
         return Err(Error::new(
             sqlstate::INTERNAL_ERROR,
             "this process has a slot in a pool already",
         ));
     }
-    Ok(())
+    callback::at_exit(at_exit)
 }
 
 /// Promises that the workers of this process in a pool will be given up.
