@@ -74,7 +74,6 @@ const FUNCTIONS: &[&str] = &[
     "SPI_getbinval",
     "SPI_gettypeid",
     // background workers
-    "BackendPidGetProc",
     "BackgroundWorkerInitializeConnection",
     "BackgroundWorkerInitializeConnectionByOid",
     "GetBackgroundWorkerPid",

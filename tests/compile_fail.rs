@@ -1,5 +1,5 @@
-//! What must not compile: a closure that owns something, under the guard (src/pg/plain.rs). The snippets are
-//! compiled against the real guard, with stand-ins for the server.
+//! What must not compile: a closure that owns something, under the guard (src/pg/plain.rs), and the use of a transaction or scope after
+//! its end (src/pg/xact.rs). The snippets are compiled against the real code, with stand-ins for the server.
 
 use std::path::Path;
 use std::process::Command;
@@ -48,11 +48,16 @@ fn refused(snippet: &str, message: &str) {
     assert_eq!(errors, 2, "the one error, and rustc's last line:\n{said}");
 }
 
-#[test]
-fn plain_values_compile() {
-    if let Err(said) = compile("plain_values.rs") {
+#[track_caller]
+fn accepted(snippet: &str) {
+    if let Err(said) = compile(snippet) {
         panic!("{said}");
     }
+}
+
+#[test]
+fn plain_values_compile() {
+    accepted("plain_values.rs");
 }
 
 #[test]
@@ -76,5 +81,35 @@ fn a_returned_string_is_refused() {
     refused(
         "returns_a_string.rs",
         "must not return a value that needs Drop",
+    );
+}
+
+#[test]
+fn transactions_compile() {
+    accepted("transactions.rs");
+}
+
+#[test]
+fn a_transaction_ends_once() {
+    refused(
+        "commits_a_transaction_twice.rs",
+        "use of moved value: `transaction`",
+    );
+    refused(
+        "commits_what_was_dropped.rs",
+        "use of moved value: `transaction`",
+    );
+}
+
+#[test]
+fn a_scope_ends_once() {
+    refused("commits_a_scope_twice.rs", "use of moved value: `scope`");
+}
+
+#[test]
+fn a_transaction_stays_in_its_thread() {
+    refused(
+        "sends_a_transaction.rs",
+        "cannot be sent between threads safely",
     );
 }

@@ -17,15 +17,20 @@ impl LatchRef {
     /// Nobody's.
     pub const NOBODY: Self = Self(std::ptr::null_mut());
 
-    /// The latch at an address in shared memory, or null.
-    pub(super) fn new(latch: *mut pg_sys::Latch) -> Self {
-        Self(latch)
-    }
-
     /// This process's own, once it has its PGPROC.
     pub fn mine() -> Self {
         // SAFETY: reads a global.
         Self(unsafe { pg_sys::MyLatch })
+    }
+
+    /// The process whose latch it is now; 0 if it is nobody's. (A process gives its latch up when it has run its exit callbacks; one that
+    /// could not takes the server through a crash restart.)
+    pub(super) fn owner(self) -> i32 {
+        if self.0.is_null() {
+            return 0;
+        }
+        // SAFETY: the invariant; a number that the owner writes when it begins and when it ends.
+        unsafe { (&raw const (*self.0).owner_pid).read_volatile() }
     }
 
     /// Wakes the owner. Does not raise: it may be called after a commit and from exit callbacks.
@@ -73,6 +78,9 @@ pub enum Woken {
 
 /// Waits until this process's latch is set, and resets it, or until so many milliseconds are over (`None`:
 /// for ever). True if it was the latch. The process exits if the postmaster dies.
+///
+/// There is one latch for all that this process waits for: who waits for a lock, a handle or a condition resets it, too. So look what
+/// there is to do after all of those, right before the wait.
 ///
 /// # Errors
 /// None known: interrupts set the latch, and are served by [`interrupt::check`](super::interrupt::check).

@@ -5,6 +5,8 @@
 //! its end, and that roll back when they are dropped instead, as `?` does. Who commits with an inner scope still open, or with another memory
 //! context than it began with, gets an error, and the transaction is aborted.
 
+use std::ffi::c_void;
+
 use super::error::{Error, Result, sqlstate};
 use super::guard;
 use super::local::ProcessLocal;
@@ -24,6 +26,59 @@ pub enum Snapshot {
     Active,
     /// None; e.g. to read the system catalogs only.
     None,
+}
+
+/// Of the transaction that is about to commit.
+static COMMITTING: ProcessLocal<Durability> = ProcessLocal::new(Durability::Session);
+
+/// `synchronous_commit` as the session has it, while a commit has another.
+static SETTING: ProcessLocal<Option<i32>> = ProcessLocal::new(None);
+
+/// `synchronous_commit` is another for the record of the commit alone: after the last trigger that could see or set it, and until the
+/// server brings back what was SET LOCAL.
+extern "C-unwind" fn at_event(event: pg_sys::XactEvent, _arg: *mut c_void) {
+    // SAFETY: a plain C variable, here and below.
+    let setting = unsafe { pg_sys::synchronous_commit };
+    match event {
+        pg_sys::XACT_EVENT_PRE_COMMIT => {
+            let flushed = pg_sys::SYNCHRONOUS_COMMIT_LOCAL_FLUSH as i32;
+            let wanted = match COMMITTING.get() {
+                Durability::Session => return,
+                Durability::Flushed => setting.max(flushed),
+                Durability::Asynchronous => pg_sys::SYNCHRONOUS_COMMIT_OFF as i32,
+            };
+            SETTING.set(Some(setting));
+            // SAFETY: as above.
+            unsafe { pg_sys::synchronous_commit = wanted };
+        }
+        pg_sys::XACT_EVENT_COMMIT | pg_sys::XACT_EVENT_ABORT => {
+            if let Some(setting) = SETTING.get() {
+                SETTING.set(None);
+                // SAFETY: as above.
+                unsafe { pg_sys::synchronous_commit = setting };
+            }
+        }
+        _ => {}
+    }
+}
+
+static LISTENS: ProcessLocal<bool> = ProcessLocal::new(false);
+
+/// Whether this process has a session: a worker without one has no user, and is not among those whose transactions others see.
+fn has_session() -> bool {
+    let (mut user, mut context) = (0, 0);
+    // SAFETY: two live locals; does not raise.
+    unsafe { pg_sys::GetUserIdAndSecContext(&raw mut user, &raw mut context) };
+    user != super::INVALID_OID
+}
+
+fn listen() -> Result<()> {
+    if !LISTENS.get() {
+        // SAFETY: a function of the right type, no argument.
+        guard(|| unsafe { pg_sys::RegisterXactCallback(Some(at_event), std::ptr::null_mut()) })?;
+        LISTENS.set(true);
+    }
+    Ok(())
 }
 
 /// A place among the open transactions and scopes.
@@ -68,8 +123,8 @@ pub enum Durability {
 
 /// A transaction begun by a process that is in none; aborted when dropped without [`Transaction::commit`].
 ///
-/// It is READ COMMITTED and read-write whatever the role's or database's settings say: it is meant for
-/// bookkeeping that must not depend on who is logged in.
+/// It is READ COMMITTED and read-write whatever the role's or database's settings say, and `transaction_timeout` (17 and later) is not
+/// armed: it is meant for bookkeeping that must not depend on who is logged in.
 #[must_use = "dropping it aborts the transaction"]
 pub struct Transaction {
     nesting: Nesting,
@@ -83,7 +138,7 @@ impl Transaction {
     /// Begins it, with an active snapshot.
     ///
     /// # Errors
-    /// A transaction is open already; out of memory.
+    /// A transaction is open already; this process has no session; out of memory.
     pub fn begin(durability: Durability) -> Result<Self> {
         Self::begin_with(durability, Snapshot::Active)
     }
@@ -95,6 +150,13 @@ impl Transaction {
                 "cannot begin a transaction: one is open already",
             ));
         }
+        if !has_session() {
+            return Err(Error::new(
+                sqlstate::OBJECT_NOT_IN_PREREQUISITE_STATE,
+                "cannot begin a transaction: this process has no session",
+            ));
+        }
+        listen()?;
         // SAFETY: a global that always points to a context.
         let memory = unsafe { pg_sys::CurrentMemoryContext };
         // SAFETY: no arguments.
@@ -138,20 +200,10 @@ impl Transaction {
             ));
         }
         self.snapshot = None;
-        // SAFETY: a plain C variable, read. Not earlier: the transaction may be one that resets the session's settings.
-        let setting = unsafe { pg_sys::synchronous_commit };
-        let flushed = pg_sys::SYNCHRONOUS_COMMIT_LOCAL_FLUSH as i32;
-        let wanted = match self.durability {
-            Durability::Session => setting,
-            Durability::Flushed => setting.max(flushed),
-            Durability::Asynchronous => pg_sys::SYNCHRONOUS_COMMIT_OFF as i32,
-        };
-        // SAFETY: of this process's; the setting is what it was when the commit is over.
-        unsafe { pg_sys::synchronous_commit = wanted };
+        COMMITTING.set(self.durability);
         // SAFETY: the transaction is open.
         let outcome = guard(|| unsafe { pg_sys::CommitTransactionCommand() });
-        // SAFETY: as above.
-        unsafe { pg_sys::synchronous_commit = setting };
+        COMMITTING.set(Durability::Session);
         outcome?;
         self.restore_memory();
         self.committed = true;
@@ -195,7 +247,7 @@ impl Scope {
     /// Enters one. It gets the snapshot that it wants also in a transaction that is open already.
     ///
     /// # Errors
-    /// Out of memory.
+    /// This process has no session; out of memory.
     pub fn begin(snapshot: Snapshot) -> Result<Self> {
         // SAFETY: a global that always points to a context.
         let memory = unsafe { pg_sys::CurrentMemoryContext };

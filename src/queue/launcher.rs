@@ -164,7 +164,7 @@ impl Launcher {
 
         let mut registry = registry::lock()?;
         let (pid, latch) = (registry.header.launcher_pid, registry.header.launcher);
-        if pid != 0 && bgworker::is_alive(pid, latch)? {
+        if bgworker::is_alive(pid, latch) {
             drop(registry);
             return Err(Error::new(
                 sqlstate::OBJECT_NOT_IN_PREREQUISITE_STATE,

@@ -33,9 +33,6 @@
 #include "utils/ps_status.h"
 #include "utils/resowner.h"
 #include "utils/timeout.h"
-#if PG_VERSION_NUM >= 180000
-#include "storage/aio_subsys.h"
-#endif
 
 #include "error_loop.h"
 

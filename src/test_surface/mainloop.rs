@@ -1,14 +1,17 @@
 //! A main loop that fails, in every way and again and again.
 
+use std::ffi::c_void;
+
 use super::{
     LIVE, allocated_memory, current_context, harmless_error, holdoff, holds_lock, in_transaction,
     leave_file_open, lock, open_files, spi,
 };
 use crate::pg::bgworker::{self, MainLoop, Next, Worker};
+use crate::pg::local::ProcessLocal;
 use crate::pg::snapshot::ActiveSnapshot;
 use crate::pg::table::{self, IndexScan};
 use crate::pg::xact::{Durability, Transaction};
-use crate::pg::{Error, Result, catalog, interrupt, latch, log, sqlstate};
+use crate::pg::{Error, Result, boundary, catalog, guard, interrupt, latch, log, sqlstate};
 use crate::pg_sys;
 
 /// Each kind of failure, three times.
@@ -34,6 +37,11 @@ const FATAL: i32 = 9;
 const IDLE: i32 = 10;
 /// As [`MANY`], with the kinds that need no database.
 const MANY_WITHOUT_DATABASE: i32 = 11;
+
+/// The abort of a failed transaction fails, and does not when the loop tries again.
+const ABORT_FAILS_ONCE: i32 = 12;
+/// It does.
+const ABORT_FAILS_TWICE: i32 = 13;
 
 /// So many failures show what each kind needs for the first time.
 const FIRST_NOTE: u32 = 1399;
@@ -74,6 +82,27 @@ fn transaction() -> Result<Transaction> {
 
 fn error() -> Error {
     Error::new(sqlstate::INTERNAL_ERROR, "pgbq_test: an error of Rust")
+}
+
+/// How often an abort has still to fail.
+static ABORT_FAILS: ProcessLocal<u32> = ProcessLocal::new(0);
+
+fn make_abort_fail(times: u32) -> Result<()> {
+    extern "C-unwind" fn call(event: pg_sys::XactEvent, _arg: *mut c_void) {
+        let times = ABORT_FAILS.get();
+        if event == pg_sys::XACT_EVENT_ABORT && times > 0 {
+            ABORT_FAILS.set(times - 1);
+            boundary(|| -> Result<()> {
+                Err(Error::new(
+                    sqlstate::INTERNAL_ERROR,
+                    "pgbq_test: an error in the abort",
+                ))
+            });
+        }
+    }
+    ABORT_FAILS.set(times);
+    // SAFETY: a function of the right type, no argument.
+    guard(|| unsafe { pg_sys::RegisterXactCallback(Some(call), std::ptr::null_mut()) })
 }
 
 fn fail(kind: u32) -> Result<()> {
@@ -198,6 +227,18 @@ impl MainLoop for Failing {
                 return Ok(Next::Again);
             }
             LEAVE => return Ok(Next::Leave),
+            ABORT_FAILS_ONCE | ABORT_FAILS_TWICE if self.failures > 0 => return Ok(Next::Leave),
+            ABORT_FAILS_ONCE | ABORT_FAILS_TWICE => {
+                self.failures += 1;
+                let _transaction = transaction()?;
+                make_abort_fail(if self.scenario == ABORT_FAILS_ONCE {
+                    1
+                } else {
+                    2
+                })?;
+                spi("SELECT 1/0")?;
+                unreachable!("there was no error");
+            }
             _ => (0, 2),
         };
         let many = count > 10_000;

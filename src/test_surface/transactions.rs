@@ -1,6 +1,7 @@
 //! Transactions and what lives in them, in a worker. Needs the tables that the test makes.
 
 use super::{ask, current_context, harmless_error, holdoff, holds_lock, in_transaction, lock, spi};
+use crate::pg::local::ProcessLocal;
 use crate::pg::mem::MemoryContext;
 use crate::pg::security::{self, AsRole};
 use crate::pg::snapshot::ActiveSnapshot;
@@ -305,16 +306,62 @@ fn nested_memory() -> Result<()> {
     clean("nested memory contexts")
 }
 
+/// `synchronous_commit` when the last transaction was committed.
+static COMMITTED: ProcessLocal<i32> = ProcessLocal::new(-1);
+
 fn durability() -> Result<()> {
     // SAFETY: a C variable of this process, read.
     let now = || unsafe { pg_sys::synchronous_commit };
-    let before = now();
-    let transaction = Transaction::begin(Durability::Asynchronous)?;
-    assert_ne!(now(), before);
-    transaction.commit()?;
-    assert_eq!(now(), before);
-    drop(Transaction::begin(Durability::Asynchronous)?);
-    assert_eq!(now(), before);
+    // called before the one of src/pg/xact.rs: the last registered is the first
+    callback::at_transaction_end(|ended| {
+        if ended == callback::Ended::Committed {
+            // SAFETY: as above.
+            COMMITTED.set(unsafe { pg_sys::synchronous_commit });
+        }
+    })?;
+    let (off, on) = (
+        pg_sys::SYNCHRONOUS_COMMIT_OFF as i32,
+        pg_sys::SYNCHRONOUS_COMMIT_REMOTE_FLUSH as i32,
+    );
+    let local = pg_sys::SYNCHRONOUS_COMMIT_LOCAL_FLUSH as i32;
+    assert_eq!(now(), on);
+    use Durability::{Asynchronous, Flushed, Session};
+    for (durability, sql, commits_with, leaves) in [
+        (Session, "SELECT", on, on),
+        (Flushed, "SELECT", on, on),
+        (Asynchronous, "SELECT", off, on),
+        // what was SET LOCAL is no longer there, whatever the commit had
+        (Session, "SET LOCAL synchronous_commit = off", off, on),
+        (Flushed, "SET LOCAL synchronous_commit = off", local, on),
+        (
+            Asynchronous,
+            "SET LOCAL synchronous_commit = local",
+            off,
+            on,
+        ),
+        // and what was SET stays
+        (Session, "SET synchronous_commit = off", off, off),
+        (Flushed, "SELECT", local, off),
+        (Asynchronous, "SET synchronous_commit = local", off, local),
+        (Flushed, "RESET synchronous_commit", on, on),
+    ] {
+        let transaction = Transaction::begin(durability)?;
+        spi(sql)?;
+        transaction.commit()?;
+        assert_eq!(
+            (COMMITTED.get(), now()),
+            (commits_with, leaves),
+            "{durability:?}, {sql}"
+        );
+    }
+    drop(Transaction::begin(Asynchronous)?);
+    assert_eq!(now(), on);
+    let transaction = Transaction::begin(Asynchronous)?;
+    spi("INSERT INTO public.deferred VALUES (1), (1)")?;
+    expect(transaction.commit(), b"23505");
+    assert_eq!(now(), on);
+    begin()?.commit()?;
+    assert_eq!((COMMITTED.get(), now()), (on, on));
 
     // the database's settings say SERIALIZABLE READ ONLY DEFERRABLE
     let transaction = begin()?;

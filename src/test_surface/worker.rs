@@ -4,6 +4,7 @@ use super::{int, mainloop, transactions};
 use crate::pg::bgworker::{Definition, Session, Setup, Started};
 use crate::pg::datum::Datum;
 use crate::pg::fmgr::Call;
+use crate::pg::xact::{Durability, Scope, Snapshot, Transaction};
 use crate::pg::{Error, Result, catalog, log, sqlstate};
 use crate::{pg_function, worker_main};
 
@@ -42,6 +43,33 @@ fn exit_panicking(code: i32) {
     panic!("pgbq_test: a panic in the exit callback");
 }
 
+/// What a worker without a session must not do, and one that is set up must not do again.
+fn without_session(session: Session) -> Result<()> {
+    let refused = |result: Result<()>, message: &str| {
+        let error = result.expect_err(message);
+        let said = String::from_utf8_lossy(error.message()).into_owned();
+        assert!(said.contains(message), "{said}");
+    };
+    let begin = || Transaction::begin(Durability::Session).map(drop);
+    refused(begin(), "this process has no session");
+    refused(
+        Scope::begin(Snapshot::None).map(drop),
+        "this process has no session",
+    );
+    refused(Setup::new(session).begin().map(drop), "is set up already");
+    Ok(())
+}
+
+/// No worker at all.
+fn setup_here(_call: &Call) -> Result<()> {
+    Setup::new(Session::Nothing).begin().map(drop)
+}
+pg_function!(
+    pgbq_test_setup_here,
+    pg_finfo_pgbq_test_setup_here,
+    setup_here
+);
+
 fn main(argument: Datum) -> Result<()> {
     let scenario = (argument >> 32 & 0xFFFF) as i32;
     let session = match argument >> 48 {
@@ -65,6 +93,7 @@ fn main(argument: Datum) -> Result<()> {
         101 => transactions::lock_around()?,
         102 => transactions::panic_at_end()?,
         103 => {}
+        104 => without_session(session)?,
         _ => return Err(Error::new(sqlstate::INTERNAL_ERROR, "no such scenario")),
     }
     log::log(format!("pgbq_test: scenario {scenario} has ended well"))

@@ -44,6 +44,7 @@ const FUNCTIONS: &[&str] = &[
     "pgbq_test_catch_errors(int, text) RETURNS void",
     "pgbq_test_remember(int) RETURNS void",
     "pgbq_test_start(int, int) RETURNS int",
+    "pgbq_test_setup_here() RETURNS void",
     "pgbq_test_scope(int) RETURNS bool",
     "pgbq_test_damage_registry(int) RETURNS void",
 ];
@@ -831,6 +832,38 @@ fn a_failing_recovery_ends_the_process() {
 }
 
 #[test]
+fn an_abort_that_fails_is_tried_again_and_then_ends_the_process() {
+    let fixture = Fixture::start();
+    let mut client = fixture.client();
+    let errors_of = |log: &str, worker: i32| -> Vec<String> {
+        log.lines()
+            .filter(|line| line.contains(&format!("[{worker}]")))
+            .filter_map(|line| Some(line.split_once("ERROR:  ")?.1.to_owned()))
+            .collect()
+    };
+    let mark = fixture.server.log_mark();
+    let worker = fixture.scenario(&mut client, 12);
+    fixture.wait_log(mark, worker, "pgbq_test: scenario 12 has ended well");
+    let log = fixture.wait_end(mark, worker);
+    assert_eq!(errors_of(&log, worker), ["division by zero"]);
+    assert!(log.contains("pgbq_test: exit callback, code 0"), "{log}");
+
+    let mark = fixture.server.log_mark();
+    let worker = fixture.scenario(&mut client, 13);
+    let end = format!("(PID {worker}) exited with exit code 1");
+    let log = wait_for("the worker's end", PATIENCE, || {
+        Some(fixture.server.log_since(mark)).filter(|log| log.contains(&end))
+    });
+    assert_eq!(
+        errors_of(&log, worker),
+        ["division by zero", "pgbq_test: an error in the abort"]
+    );
+    assert!(log.contains("pgbq_test: exit callback, code 1"), "{log}");
+    // the others have noticed nothing
+    assert!(scalar::<bool>(&mut client, "SELECT true", &[]));
+}
+
+#[test]
 fn a_cancel_between_steps_is_harmless_and_a_terminate_ends_the_loop() {
     let fixture = Fixture::start();
     let mut client = fixture.client();
@@ -898,6 +931,26 @@ fn ends_well(scenario: i32) -> String {
     // nobody has crashed
     assert!(scalar::<bool>(&mut client, "SELECT true", &[]));
     log
+}
+
+#[test]
+fn what_a_worker_must_not_do_is_an_error() {
+    let fixture = Fixture::start();
+    let mut client = fixture.client();
+    let mark = fixture.server.log_mark();
+    let worker = fixture.scenario_in(&mut client, 104, Session::Nothing);
+    fixture.wait_log(mark, worker, "pgbq_test: scenario 104 has ended well");
+    fixture.wait_end(mark, worker);
+    let refused = error(&mut client, "SELECT pgbq_test_setup_here()");
+    assert_eq!(refused.message(), "this process is no background worker");
+    // which has not lost its signal handlers
+    let (_, error) = interrupted(
+        &fixture,
+        client,
+        "SELECT pg_sleep(3600)",
+        "pg_cancel_backend",
+    );
+    assert_eq!(error.code(), Some(&SqlState::QUERY_CANCELED));
 }
 
 #[test]

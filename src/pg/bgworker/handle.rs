@@ -16,9 +16,9 @@ pub enum Started {
     NotYet,
     /// It runs under this process id.
     Running(i32),
-    /// It has ended, or could not be started.
+    /// It has ended, or could not be started. One that is restarted ([`Restart`](super::Restart)) may come again.
     Stopped,
-    /// The postmaster has died.
+    /// The postmaster has died; an answer of the functions that wait.
     PostmasterDied,
 }
 
@@ -79,7 +79,7 @@ impl Handle {
         }
     }
 
-    /// Asks the postmaster to end it, or not to start it any more.
+    /// Asks the postmaster to end it, and not to start it any more.
     ///
     /// # Errors
     /// None known; the call is guarded like all.

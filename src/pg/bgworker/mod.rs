@@ -91,10 +91,11 @@ impl Definition {
         self
     }
 
-    /// Registers it from `_PG_init` in the postmaster: it starts when the server is up and writable.
+    /// Registers it from `_PG_init` in the postmaster: it starts when the server is up and writable, on a standby after its
+    /// promotion.
     ///
     /// # Errors
-    /// Out of memory. With too many workers the server only logs that.
+    /// Out of memory. With too many workers, or if the library is not in `shared_preload_libraries`, the server only logs that.
     pub fn register(&self) -> Result<()> {
         let mut worker = self.worker(0);
         let worker = &raw mut worker;
@@ -102,8 +103,8 @@ impl Definition {
         guard(|| unsafe { pg_sys::RegisterBackgroundWorker(worker) })
     }
 
-    /// Starts it now, from a backend or another worker; `None` if no worker slot is free. The latch of this process is set
-    /// whenever the worker has started or ended (`bgw_notify_pid`).
+    /// Starts it now (on a standby: after its promotion), from a backend or another worker; `None` if no worker slot is free. The latch
+    /// of this process is set whenever the worker has started or ended (`bgw_notify_pid`).
     ///
     /// # Errors
     /// Out of memory.
@@ -238,16 +239,10 @@ pub fn my_pid() -> i32 {
     unsafe { pg_sys::MyProcPid }
 }
 
-/// Whether the server process of this id and latch is there. (The latch tells it from a later process with the same id.) One
-/// that has not opened its session yet cannot be seen.
-///
-/// # Errors
-/// None known; the call is guarded like all.
-pub fn is_alive(pid: i32, latch: LatchRef) -> Result<bool> {
-    // SAFETY: only looks.
-    let process = guard(|| unsafe { pg_sys::BackendPidGetProc(pid) })?;
-    // SAFETY: the PGPROC of a slot in shared memory, which is there as long as the server.
-    Ok(!process.is_null() && latch == LatchRef::new(unsafe { &raw mut (*process).procLatch }))
+/// Whether the server process of this id and latch is there, with a session or without. (The latch tells it from a later process with the
+/// same id: that has another one.)
+pub fn is_alive(pid: i32, latch: LatchRef) -> bool {
+    pid != 0 && latch.owner() == pid
 }
 
 /// Asks another process to end, as `pg_terminate_backend` does. That the process is still there is the caller's to know.

@@ -3,11 +3,14 @@
 use std::ffi::{CStr, CString};
 
 use super::super::callback;
-use super::super::error::{Result, c_string};
+use super::super::error::{Error, Result, c_string, sqlstate};
+use super::super::local::ProcessLocal;
 use super::super::mem::MemoryContext;
 use super::super::session::{self, Activity};
 use super::{MainLoop, Session, connect, recover};
 use crate::pg_sys;
+
+static BEGUN: ProcessLocal<bool> = ProcessLocal::new(false);
 
 /// What a worker is to be before it does anything else; [`begin`](Setup::begin) does it all.
 #[must_use = "nothing is done before begin()"]
@@ -47,8 +50,22 @@ impl Setup {
     /// A session that is refused (no such database or role, no right to connect) is FATAL: the process exits with code 1.
     ///
     /// # Errors
-    /// A preload library fails; out of memory.
+    /// A preload library fails; out of memory; this process is no background worker, or is set up already.
     pub fn begin(self) -> Result<Worker> {
+        let wrong = |message| {
+            Err(Error::new(
+                sqlstate::OBJECT_NOT_IN_PREREQUISITE_STATE,
+                message,
+            ))
+        };
+        // SAFETY: reads a global.
+        if unsafe { pg_sys::MyBgworkerEntry }.is_null() {
+            return wrong("this process is no background worker");
+        }
+        if BEGUN.get() {
+            return wrong("this background worker is set up already");
+        }
+        BEGUN.set(true);
         // SAFETY: in a background worker's main function; does not raise.
         unsafe { pg_sys::pgbq_worker_signals() }
         if let Some(f) = self.at_exit {
@@ -68,7 +85,7 @@ impl Setup {
 
 /// The name that this worker was registered under.
 fn my_name() -> CString {
-    // SAFETY: set before a worker's main function is called; the name is terminated.
+    // SAFETY: a worker's, as its setup has made sure; the name is terminated.
     unsafe { CStr::from_ptr((*pg_sys::MyBgworkerEntry).bgw_name.as_ptr()) }.to_owned()
 }
 

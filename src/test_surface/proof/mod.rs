@@ -13,7 +13,7 @@ use crate::pg_function;
 
 static STATIC_WORKERS: IntSetting = IntSetting::new();
 
-/// From `_PG_init` in the postmaster: two static workers, if they are wanted.
+/// From `_PG_init` in the postmaster: static workers, if they are wanted: 1 two that work for themselves, 2 one that owns others.
 pub fn preload() -> Result<()> {
     STATIC_WORKERS.define(IntDefinition {
         name: c"pgbq_test.static_workers",
@@ -21,14 +21,17 @@ pub fn preload() -> Result<()> {
         long: c"",
         default: 0,
         min: 0,
-        max: 1,
+        max: 2,
         unit: 0,
     })?;
-    if STATIC_WORKERS.get() == 1 {
-        counter::counter().register()?;
-        failing::static_member().register()?;
+    match STATIC_WORKERS.get() {
+        1 => {
+            counter::counter().register()?;
+            failing::joining::static_member().register()
+        }
+        2 => failing::supervisor::static_owner().register(),
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 /// Asks for the pools' shared memory.

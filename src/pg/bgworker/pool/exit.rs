@@ -23,12 +23,7 @@ impl<P: Pool> AnyPool for P {
     fn leave(&self, ticket: Ticket, code: i32) {
         // In an exit callback there is nobody to tell an error; without the pool there was no ticket.
         let _ = self.with(|slots| {
-            let slot = slots::find(slots, ticket);
-            // not if it was given up before this process came
-            let mine = |slot: &&mut slots::Slot<_, _>| {
-                slot.state == SlotState::Attached && slot.pid == my_pid()
-            };
-            if let Some(slot) = slot.filter(mine) {
+            if let Some(slot) = slots::held_by(slots, ticket, my_pid()) {
                 let end = slots::end_of_process(slot, code);
                 slots::end::<P>(slot, end);
             }
@@ -75,16 +70,20 @@ fn at_exit(code: i32) {
     }
 }
 
-/// Promises that the slot of this worker will be left.
-pub(super) fn promise_to_leave<P: Pool>(pool: &'static P, ticket: Ticket) -> Result<()> {
-    callback::at_exit(at_exit)?;
+/// Promises that the slot of this worker will be left, if it is to have one: after [`prepare_to_leave`].
+pub(super) fn promise_to_leave<P: Pool>(pool: &'static P, ticket: Ticket) {
     MINE.set(Some((pool, ticket)));
-    Ok(())
 }
 
-/// Whether this process has a slot already.
-pub(super) fn is_member() -> bool {
-    MINE.get().is_some()
+/// All of that promise that can fail: a process has one slot only.
+pub(super) fn prepare_to_leave() -> Result<()> {
+    if MINE.get().is_some() {
+        return Err(Error::new(
+            sqlstate::INTERNAL_ERROR,
+            "this process has a slot in a pool already",
+        ));
+    }
+    callback::at_exit(at_exit)
 }
 
 /// Promises that the workers of this process in a pool will be given up.

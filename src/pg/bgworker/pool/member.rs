@@ -21,6 +21,7 @@ impl<P: Pool> Member<P> {
     /// # Errors
     /// The library was not preloaded; this process has a slot already.
     pub fn attach(pool: &'static P, argument: Datum) -> Result<Option<Self>> {
+        exit::prepare_to_leave()?;
         Self::enter(pool, Ticket::from_argument(argument))
     }
 
@@ -30,6 +31,8 @@ impl<P: Pool> Member<P> {
     /// # Errors
     /// As [`Member::attach`].
     pub fn join(pool: &'static P, key: P::Key, payload: P::Payload) -> Result<Option<Self>> {
+        // first: nobody would give up what is reserved when this fails
+        exit::prepare_to_leave()?;
         let reserved =
             pool.with(|slots| slots::reserve(slots, key, payload, LatchRef::NOBODY, false))?;
         match reserved {
@@ -39,14 +42,8 @@ impl<P: Pool> Member<P> {
     }
 
     fn enter(pool: &'static P, ticket: Ticket) -> Result<Option<Self>> {
-        if exit::is_member() {
-            return Err(Error::new(
-                sqlstate::INTERNAL_ERROR,
-                "this process has a slot in a pool already",
-            ));
-        }
         // Promised first: between the two the process cannot end without having left.
-        exit::promise_to_leave(pool, ticket)?;
+        exit::promise_to_leave(pool, ticket);
         let attached = pool.with(|slots| {
             slots::attach(slots, ticket, my_pid(), LatchRef::mine()).map(|slot| slot.key)
         })?;

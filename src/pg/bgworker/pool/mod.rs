@@ -13,7 +13,7 @@
 //!
 //! The owner looks after its workers with [`Owner::tend`], whenever its latch was set, and hears of each life, exactly once, that it
 //! failed to begin, or that it started and then that it exited or died ([`Watch`]). A slot is not given to another before
-//! its end was told. Nothing is concluded from process ids, which the kernel gives again: a worker says under the lock that it goes,
+//! its end was told. Nothing is concluded from process ids alone, which the kernel gives again: a worker says under the lock that it goes,
 //! and what it cannot say, the postmaster knows ([`Handle`](super::Handle)).
 //!
 //! An owner is a backend, a dynamic worker or a static one. With it go its workers ([`Owner::new`]), or they stay for its

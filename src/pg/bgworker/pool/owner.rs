@@ -110,6 +110,7 @@ impl<P: Pool> Owner<P> {
             }
             Ok(())
         })??;
+        exit::broadcast(pool);
         Ok(owner)
     }
 
@@ -125,7 +126,8 @@ impl<P: Pool> Owner<P> {
         })
     }
 
-    /// From now on a worker that is not ready after so many microseconds has failed, and is terminated.
+    /// From now on a worker that is not ready after so many microseconds is terminated. That it has failed is told when it is gone, for
+    /// it may have become ready in the last moment.
     pub fn start_timeout(mut self, microseconds: i64) -> Self {
         self.start_timeout = Some(microseconds);
         self
@@ -186,29 +188,37 @@ impl<P: Pool> Owner<P> {
                 life
             })
         })?;
+        exit::broadcast(self.pool);
         let end = End::Failed(Failure::NoWorkerSlot);
         self.events
             .extend(life.map(|life| (life, Event::Ended(end))));
         launched.map(|_| false)
     }
 
-    /// Looks what has become of the workers, and tells. To be called whenever the latch was set. Returns when to call it
-    /// even if it was not: when the next start takes too long.
+    /// Looks what has become of the workers, and tells. To be called whenever the latch was set, and again after whatever has
+    /// waited for something meanwhile; the callbacks may do so. Returns when to call it even if it was not: when the next start takes too
+    /// long.
     ///
     /// # Errors
     /// Of the callbacks.
     pub fn tend(&mut self, watch: &mut impl Watch<P>) -> Result<Option<TimestampTz>> {
-        let next = self.look_after_starts()?;
-        self.collect()?;
-        while let Some((life, event)) = self.events.pop_front() {
-            match event {
-                Event::Started => watch.started(&life)?,
-                Event::Ended(End::Failed(why)) => watch.failed(&life, why)?,
-                Event::Ended(End::Exited) => watch.exited(&life)?,
-                Event::Ended(End::Died) => watch.died(&life)?,
+        loop {
+            let next = self.look_after_starts()?;
+            self.collect()?;
+            if self.events.is_empty() {
+                return Ok(next);
+            }
+            // A callback that waits for something, as a statement may, takes what the latch was set for meanwhile: look again, or
+            // the caller would sleep over it.
+            while let Some((life, event)) = self.events.pop_front() {
+                match event {
+                    Event::Started => watch.started(&life)?,
+                    Event::Ended(End::Failed(why)) => watch.failed(&life, why)?,
+                    Event::Ended(End::Exited) => watch.exited(&life)?,
+                    Event::Ended(End::Died) => watch.died(&life)?,
+                }
             }
         }
-        Ok(next)
     }
 
     /// Ends the lives that never began: the postmaster says so, or they take too long.
@@ -236,7 +246,10 @@ impl<P: Pool> Owner<P> {
                         Verdict::TooSlow
                     }
                     // it leaves its slot when it ends, not before
-                    SlotState::Attached if late && !slot.ready => Verdict::TooSlow,
+                    SlotState::Attached if late && !slot.ready => {
+                        slot.late = true;
+                        Verdict::TooSlow
+                    }
                     SlotState::Registered => Verdict::Starting,
                     SlotState::Attached if !slot.ready => Verdict::Starting,
                     _ => Verdict::Over,

@@ -31,7 +31,7 @@ pub enum Failure {
     NeverCame,
     /// The process ended before it was ready: its session was refused, say.
     NotReady,
-    /// It was not ready in time ([`Owner::start_timeout`](super::Owner::start_timeout)).
+    /// It was not ready in time ([`Owner::start_timeout`](super::Owner::start_timeout)), and was terminated for that.
     TooSlow,
     /// It was terminated before it came, or its owner was gone.
     Withdrawn,
@@ -47,6 +47,9 @@ pub enum End {
     /// In another way.
     Died,
 }
+
+/// The exit code of a process that nobody has heard.
+const GONE: i32 = -1;
 
 /// A place for one worker. `Key` says which worker it is, `Payload` what it does.
 #[repr(C)]
@@ -65,6 +68,8 @@ pub struct Slot<Key, Payload> {
     pub(super) owner: LatchRef,
     /// Without an owner it waits for the next.
     pub(super) inherited: bool,
+    /// It was not ready in time, and is terminated.
+    pub(super) late: bool,
     /// The owner has heard of the start.
     pub(super) told: bool,
     /// How it ended, when it has.
@@ -85,6 +90,7 @@ pub fn free_slot<K, P>(key: K, payload: P) -> Slot<K, P> {
         latch: LatchRef::NOBODY,
         owner: LatchRef::NOBODY,
         inherited: false,
+        late: false,
         told: false,
         end: End::Exited,
         key,
@@ -230,25 +236,35 @@ fn revoke<P: Pool>(slot: &mut Slot<P::Key, P::Payload>, why: Failure) {
     close::<P>(slot, End::Failed(why));
 }
 
+/// The slot that the process of a ticket leaves: none if it was given up before the process came, and never another's, even if that has
+/// the same process id.
+pub(super) fn held_by<K, P>(
+    slots: &mut [Slot<K, P>],
+    ticket: Ticket,
+    pid: i32,
+) -> Option<&mut Slot<K, P>> {
+    find(slots, ticket).filter(|slot| slot.state == SlotState::Attached && slot.pid == pid)
+}
+
 /// The end of a process that has left its slot: what its exit code and its state say.
 pub(super) fn end_of_process<K, P>(slot: &Slot<K, P>, code: i32) -> End {
     match code {
+        _ if !slot.ready && slot.late => End::Failed(Failure::TooSlow),
         _ if !slot.ready => End::Failed(Failure::NotReady),
         0 => End::Exited,
         _ => End::Died,
     }
 }
 
-/// Ends the lives of those whose process is gone without having said so, should that ever be. (One that is not ready yet cannot be
-/// seen everywhere in the server, and is left alone.)
+/// Ends the lives of those whose process is gone without having said so, should that ever be.
 ///
 /// # Errors
-/// None known.
+/// None; the callers of others that have some do not mind.
 pub fn bury<P: Pool>(slots: &mut [Slot<P::Key, P::Payload>]) -> Result<()> {
     for slot in slots {
-        let seen = slot.state == SlotState::Attached && slot.ready;
-        if seen && !is_alive(slot.pid, slot.latch)? {
-            end::<P>(slot, End::Died);
+        if slot.state == SlotState::Attached && !is_alive(slot.pid, slot.latch) {
+            let how = end_of_process(slot, GONE);
+            end::<P>(slot, how);
         }
     }
     Ok(())
@@ -362,9 +378,28 @@ mod tests {
     }
 
     #[test]
+    fn a_process_leaves_no_slot_but_its_own() {
+        let mut slots = slots(1);
+        let first = ask(&mut slots, 1, false).unwrap();
+        attach(&mut slots, first, 10, LatchRef::NOBODY).unwrap();
+        close::<Plain>(held_by(&mut slots, first, 10).unwrap(), End::Exited);
+        // the next process in the slot has the same id: the kernel gives it again
+        let second = ask(&mut slots, 2, false).unwrap();
+        assert!(held_by(&mut slots, second, 10).is_none());
+        attach(&mut slots, second, 10, LatchRef::NOBODY).unwrap();
+        assert!(held_by(&mut slots, first, 10).is_none());
+        // nor does one that came too late
+        assert!(held_by(&mut slots, second, 11).is_none());
+        assert_eq!(held_by(&mut slots, second, 10).unwrap().key, 2);
+    }
+
+    #[test]
     fn the_exit_code_tells_how_a_ready_worker_ended() {
         let mut slot = free_slot(1, false);
         assert_eq!(end_of_process(&slot, 0), End::Failed(Failure::NotReady));
+        slot.late = true;
+        assert_eq!(end_of_process(&slot, 1), End::Failed(Failure::TooSlow));
+        // it was late, but then it was ready before it was terminated
         slot.ready = true;
         assert_eq!(end_of_process(&slot, 0), End::Exited);
         assert_eq!(end_of_process(&slot, 1), End::Died);
