@@ -5,6 +5,7 @@
 mod harness;
 
 mod attacks;
+mod clock;
 mod copies;
 mod crash;
 mod crash_points;
