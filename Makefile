@@ -7,7 +7,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := build
-.PHONY: help build install installcheck demo check soak bench lint fmt clean
+.PHONY: help build install installcheck demo check soak extremes asan bench lint fmt clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\): ##/\1 /p' Makefile | while read -r target text; do \
@@ -33,6 +33,16 @@ soak: ## install, then kill, stop and starve servers under load for SOAK_MINUTES
 	@scripts/build
 	@scripts/install --as-root
 	@scripts/soak
+
+extremes: ## install, then millions of tasks, a thousand roles, 200 databases: docs/reliability.md
+	@scripts/build
+	@scripts/install --as-root
+	@PGBQ_EXTREMES=full PGBQ_TEST_THREADS=1 scripts/test-integration extremes:: --nocapture
+
+asan: ## install, then tests under AddressSanitizer and UndefinedBehaviorSanitizer: docs/memory.md
+	@scripts/build
+	@scripts/install --as-root
+	@scripts/asan
 
 bench: ## build, install, and measure against plain PostgreSQL (BENCH="drain latency …" picks some)
 	@scripts/bench

@@ -36,9 +36,66 @@ impl Deadline {
     }
 }
 
+/// Notices that the wall clock was set. Points in time that were computed from it, "in ten seconds" say, are then wrong by
+/// as much; those that somebody named, "at noon", are not.
+#[derive(Clone, Copy, Debug)]
+pub struct ClockWatch {
+    wall: TimestampTz,
+    steady: Instant,
+}
+
+/// Less is taken for the adjustments that keep a clock right, and for the pauses of a busy machine.
+const STEP_MICROSECONDS: i64 = 1_000_000;
+
+impl ClockWatch {
+    /// From now on.
+    pub fn begin() -> Self {
+        let (wall, steady) = both_clocks();
+        Self { wall, steady }
+    }
+
+    /// By how many microseconds the clock was set forth (or back, if negative) since this was asked last; `None` if it was not.
+    pub fn step(&mut self) -> Option<i64> {
+        let before = std::mem::replace(self, Self::begin());
+        let passed = self.steady.duration_since(before.steady);
+        step_of(self.wall - before.wall, passed)
+    }
+}
+
+fn step_of(passed_on_the_wall: i64, passed: Duration) -> Option<i64> {
+    let passed = i64::try_from(passed.as_micros()).unwrap_or(i64::MAX);
+    let step = passed_on_the_wall.saturating_sub(passed);
+    (step.saturating_abs() > STEP_MICROSECONDS).then_some(step)
+}
+
+/// What they show at the same moment: asked again, a few times, if this process was kept waiting in between.
+fn both_clocks() -> (TimestampTz, Instant) {
+    let mut before = Instant::now();
+    for _ in 0..10 {
+        let wall = now();
+        let after = Instant::now();
+        if after.duration_since(before) < Duration::from_millis(100) {
+            return (wall, after);
+        }
+        before = after;
+    }
+    (now(), before)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_step_is_what_the_wall_clock_is_ahead_or_behind() {
+        let minute = Duration::from_secs(60);
+        assert_eq!(step_of(60_000_000, minute), None);
+        assert_eq!(step_of(60_900_000, minute), None);
+        assert_eq!(step_of(59_100_000, minute), None);
+        assert_eq!(step_of(3_660_000_000, minute), Some(3_600_000_000));
+        assert_eq!(step_of(-3_540_000_000, minute), Some(-3_600_000_000));
+        assert!(step_of(i64::MIN, minute).is_some() && step_of(i64::MAX, minute).is_some());
+    }
 
     #[test]
     fn a_deadline_passes_once_and_never_is_never() {

@@ -9,8 +9,9 @@ use crate::pg::bgworker::pool::{self, Failure, Life, Owner, SlotState, Ticket, W
 use crate::pg::bgworker::{self, Definition, MainLoop, Next, Restart, Session, Setup};
 use crate::pg::datum::Datum;
 use crate::pg::latch::{self, LatchRef, WaitEvent};
+use crate::pg::time::{self, ClockWatch};
 use crate::pg::xact::{Durability, Transaction};
-use crate::pg::{Error, Oid, Result, catalog, control, crash_point, log, sqlstate, time};
+use crate::pg::{Error, Oid, Result, catalog, control, crash_point, log, sqlstate};
 
 /// Keepers at the same time: they are short, and must leave room for workers.
 const MOST_KEEPERS: usize = 2;
@@ -29,12 +30,12 @@ const CONNECT_MICROSECONDS: i64 = 10_000_000;
 /// The least time between two visits of a database, in microseconds: anybody can ask for one.
 const VISIT_MICROSECONDS: i64 = 100_000;
 
-/// How long it sleeps at most, in milliseconds, while something has its time: the clock may be set meanwhile, or the machine suspended, which a
-/// timeout does not notice.
-const LONGEST_SLEEP_MS: i64 = 60_000;
-
 /// How long a database is left alone, in microseconds, after its keeper has failed; doubled each time.
 const KEEPER_FAILED_MICROSECONDS: i64 = 500_000;
+
+/// How long the launcher sleeps at most, in microseconds, while there is work that waits: then it looks whether the clock was
+/// set, or the machine was asleep, for which nobody wakes it. (Without such work it sleeps until it is woken.)
+const CLOCK_MICROSECONDS: i64 = 10_000_000;
 
 /// Registers the launcher with the postmaster. From `_PG_init`.
 ///
@@ -92,6 +93,7 @@ struct Launcher {
     keeper_failures: HashMap<Oid, (u32, i64)>,
     /// PostgreSQL has no worker slot free.
     shortage: Option<Shortage>,
+    clock: ClockWatch,
 }
 
 struct Shortage {
@@ -107,6 +109,9 @@ impl MainLoop for Launcher {
         topics::forget_refusal();
         if bgworker::turn()? {
             self.settings_changed()?;
+        }
+        if let Some(step) = self.clock.step() {
+            self.clock_was_set(step)?;
         }
         let now = time::now();
         let starts_next = self.owner.tend(&mut Bookkeeper)?;
@@ -124,13 +129,20 @@ impl MainLoop for Launcher {
             again = Some(now + ASK_AGAIN_MICROSECONDS);
         }
 
-        let next = [plan_next, keepers_next, starts_next, again]
-            .into_iter()
-            .flatten()
-            .min();
+        let look_at_the_clock = self.work_waits()?.then_some(now + CLOCK_MICROSECONDS);
+
+        let next = [
+            plan_next,
+            keepers_next,
+            starts_next,
+            again,
+            look_at_the_clock,
+        ]
+        .into_iter()
+        .flatten()
+        .min();
         // rounded up: a millisecond too early would be a turn for nothing
-        let timeout_ms =
-            next.map(|next| ((next - now).max(0).saturating_add(999) / 1000).min(LONGEST_SLEEP_MS));
+        let timeout_ms = next.map(|next| (next - now).max(0).saturating_add(999) / 1000);
         latch::wait_for(
             WaitEvent::named(c"PgBackgroundQueueLauncherMain")?,
             timeout_ms,
@@ -189,6 +201,7 @@ impl Launcher {
                 .collect(),
             keeper_failures: HashMap::new(),
             shortage: None,
+            clock: ClockWatch::begin(),
         })
     }
 
@@ -204,6 +217,54 @@ impl Launcher {
             log::log("pg_background_queue: topic_config was corrected, tasks run again")?;
         }
         Ok(())
+    }
+
+    /// The clock was set forth or back by so many microseconds. What was to be after a while is after that while, by the new
+    /// clock; for what the table names a time, all look again. Workers remember times, too: they leave after their task.
+    fn clock_was_set(&mut self, step: i64) -> Result<()> {
+        for (_, until) in self.keeper_failures.values_mut() {
+            *until = until.saturating_add(step);
+        }
+        if let Some(shortage) = &mut self.shortage {
+            shortage.since = shortage.since.saturating_add(step);
+        }
+        let mut registry = registry::lock()?;
+        for slot in registry.slots.iter_mut() {
+            let has_process = matches!(slot.state, SlotState::Registered | SlotState::Attached);
+            if has_process && !slot.key.is_keeper() {
+                slot.payload.leaving = true;
+                slot.latch.set();
+            }
+            slot.payload.changed = slot.payload.changed.saturating_add(step);
+        }
+        let latest = time::now() + process::LONGEST_WAIT_MS * 1000;
+        let waiting: Vec<(Key, i32)> = registry
+            .demands()
+            .iter_mut()
+            .map(|demand| {
+                if demand.failures > 0 {
+                    demand.due = demand.due.saturating_add(step).min(latest);
+                }
+                (demand.key, demand.priority)
+            })
+            .collect();
+        // also for those who are about to wait for a time that they have from a look before
+        for (key, priority) in waiting {
+            registry.add_demand(key, priority);
+        }
+        registry.look_again();
+        drop(registry);
+        let seconds = step / 1_000_000;
+        let direction = if step > 0 { "forth" } else { "back" };
+        log::log(format!(
+            "pg_background_queue: the clock was set {direction} by {} s",
+            seconds.abs()
+        ))
+    }
+
+    /// Whether there is work that nobody has done yet, for whatever reason.
+    fn work_waits(&self) -> Result<bool> {
+        Ok(!registry::lock()?.demands().is_empty())
     }
 
     /// Forgets databases that a keeper could not enter because they are gone.

@@ -28,13 +28,16 @@ pub fn definition(key: Key) -> Definition {
     Definition::new(kind, super::NAME, function).name(name)
 }
 
+/// The longest wait, in milliseconds, of work whose process has failed to start.
+pub const LONGEST_WAIT_MS: i64 = 100 << 9;
+
 /// A process ended before it could do anything, or never began: its work waits a little longer each time, and a keeper
 /// looks whether the role can connect at all. (The launcher spaces the keepers.)
 pub fn failed_start(registry: &mut Registry, key: Key) {
     registry.want_keeper(key.database);
     if let Some(demand) = registry.demand(key) {
         demand.failures = demand.failures.saturating_add(1);
-        let wait_ms = 100_i64 << demand.failures.min(9);
+        let wait_ms = (100_i64 << demand.failures.min(9)).min(LONGEST_WAIT_MS);
         demand.due = crate::pg::time::now() + wait_ms * 1000;
     }
 }

@@ -6,6 +6,7 @@ mod harness;
 
 mod attacks;
 mod claims;
+mod clock;
 mod commits;
 mod copies;
 mod crash;

@@ -180,9 +180,10 @@ pub enum Session {
     Shared,
     /// A database as the bootstrap superuser, whatever its name is now.
     Superuser(Oid),
-    /// A database as a role, with that role's rights and settings.
+    /// A database as a role, with that role's rights and settings. From PostgreSQL 17 on the role need not have LOGIN: what is done
+    /// here was asked for by that role, which may be one that others take on by SET ROLE.
     Role(Oid, Oid),
-    /// As the two above, by name: a database, and a role or else the bootstrap superuser.
+    /// A database, and a role that may log in or else the bootstrap superuser, by name.
     Named(&'static CStr, Option<&'static CStr>),
 }
 
@@ -190,8 +191,11 @@ pub enum Session {
 /// `application_name` is what pg_stat_activity shows from then on.
 fn connect(session: Session, application_name: &CStr) -> Result<()> {
     let by_oid = |database, role| {
+        let flags = pg_sys::PGBQ_CONNECT_FLAGS;
         // SAFETY: no pointers.
-        guard(|| unsafe { pg_sys::BackgroundWorkerInitializeConnectionByOid(database, role, 0) })
+        guard(|| unsafe {
+            pg_sys::BackgroundWorkerInitializeConnectionByOid(database, role, flags)
+        })
     };
     let as_role = match session {
         // nor a user, without whom nothing can be set

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Attack, Either, Fails, Field, Finished};
+use super::{Attack, Either, Fails, FailsEither, Field, Finished};
 use crate::harness::{enqueue, run, scalar, wait_closed, wait_until};
 
 const TRANSACTIONS: &[Attack] = &[
@@ -80,7 +80,7 @@ const TRANSACTIONS: &[Attack] = &[
     (
         "a snapshot of somebody else's that is not there",
         "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ; SET TRANSACTION SNAPSHOT '00000003-00000001-1'",
-        Either("22023"),
+        FailsEither("22023", "42704"),
     ),
     (
         "the index that a failed CREATE INDEX CONCURRENTLY leaves",

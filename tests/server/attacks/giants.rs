@@ -172,7 +172,9 @@ fn a_giant_text_is_enqueued_and_run() {
             &[],
         )
         .expect_err("too much");
-    assert_eq!(error.code().map(|code| code.code()), Some("54000"));
+    let state = error.code().map(|code| code.code());
+    // in 13 repeat() itself sees only half of it
+    assert!(matches!(state, Some("54000" | "XX000")), "{error:?}");
     field.survive();
     field.end();
 }

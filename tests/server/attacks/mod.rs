@@ -27,10 +27,12 @@ enum End {
     Finished,
     /// It fails with this SQLSTATE.
     Fails(&'static str),
+    /// It fails with one of these: the server's versions differ.
+    FailsEither(&'static str, &'static str),
     /// The one or the other, which depends on the server's version or on chance.
     Either(&'static str),
 }
-use End::{Either, Fails, Finished};
+use End::{Either, Fails, FailsEither, Finished};
 
 /// What it tries, its text, how it must end.
 type Attack = (&'static str, &'static str, End);
@@ -128,6 +130,10 @@ impl Field {
             let ended = match end {
                 Finished => task.state == "finished",
                 Fails(state) => task.state == "failed" && task.errors().starts_with(state),
+                FailsEither(one, other) => {
+                    let errors = task.errors();
+                    task.state == "failed" && (errors.starts_with(one) || errors.starts_with(other))
+                }
                 Either(state) => task.state == "finished" || task.errors().starts_with(state),
             };
             assert!(

@@ -12,6 +12,9 @@ const LEAKS: &[&str] = &[
     "you don't own a lock",
 ];
 
+/// What sanitizers say: see scripts/asan.
+const SANITIZERS: &[&str] = &["ERROR: AddressSanitizer", ": runtime error: "];
+
 /// The first line of `log` that must fail a test, if there is one. `crash_expected`: the test
 /// itself kills server processes, so that lines about signals say nothing. `full_disk_expected`: it
 /// fills the disk of the WAL, for which PostgreSQL has no other answer than a PANIC.
@@ -19,6 +22,7 @@ pub fn complaint(log: &str, crash_expected: bool, full_disk_expected: bool) -> O
     let is_excused = |line: &str| full_disk_expected && line.contains("No space left on device");
     log.lines().find(|line| {
         line.contains("TRAP:")
+            || SANITIZERS.iter().any(|words| line.contains(words))
             || (line.contains("PANIC:") && !is_excused(line))
             || (line.contains("WARNING:") && LEAKS.iter().any(|leak| line.contains(leak)))
             || (!crash_expected && line.contains("terminated by signal"))
@@ -49,6 +53,8 @@ mod tests {
             "[7] PANIC:  stuck spinlock",
             "[7] WARNING:  relcache reference leak: relation \"x\" not closed",
             "[7] WARNING:  resource was not closed: relation \"x\"",
+            "==7==ERROR: AddressSanitizer: stack-buffer-overflow on address 0x7",
+            "src/shim/row.c:7:1: runtime error: signed integer overflow",
             "[7] LOG:  background worker \"w\" (PID 7) was terminated by signal 11: Segmentation fault",
         ] {
             assert_eq!(complaint(line, false, false), Some(line));

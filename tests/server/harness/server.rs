@@ -100,6 +100,7 @@ pub struct Builder {
     preload_library: Option<String>,
     no_extension: bool,
     crash_expected: bool,
+    env: Vec<(String, String)>,
 }
 
 impl Builder {
@@ -137,6 +138,12 @@ impl Builder {
     /// The test kills server processes: their deaths in the log do not fail it.
     pub fn expect_crash(mut self) -> Self {
         self.crash_expected = true;
+        self
+    }
+
+    /// A variable in the environment of the server's processes.
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.env.push((name.to_owned(), value.to_owned()));
         self
     }
 
@@ -186,6 +193,7 @@ impl Builder {
             postmaster: None,
             crash_expected: AtomicBool::new(self.crash_expected),
             full_disk_expected: AtomicBool::new(false),
+            env: self.env,
         };
         server.start();
         if !self.no_extension {
@@ -210,6 +218,7 @@ pub struct Server {
     postmaster: Option<Child>,
     crash_expected: AtomicBool,
     full_disk_expected: AtomicBool,
+    env: Vec<(String, String)>,
 }
 
 impl Server {
@@ -303,6 +312,11 @@ impl Server {
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("a second handle of the log"))
             .stderr(log);
+        // what is built with a sanitizer needs its library from the beginning
+        if let Ok(library) = std::env::var("PGBQ_SERVER_PRELOAD") {
+            command.env("LD_PRELOAD", library);
+        }
+        command.envs(self.env.iter().map(|(name, value)| (name, value)));
         self.postmaster = Some(spawn_to_die_with_us(command).expect("start postgres"));
     }
 

@@ -1,6 +1,7 @@
 //! Who launches the workers of a pool, and hears what becomes of them.
 
 use std::collections::VecDeque;
+use std::time::{Duration, Instant};
 
 use super::super::super::error::Result;
 use super::super::super::interrupt;
@@ -61,7 +62,8 @@ enum Event {
 struct Start {
     ticket: Ticket,
     handle: Handle,
-    asked: TimestampTz,
+    /// By the clock that nobody sets.
+    asked: Instant,
 }
 
 /// What becomes of a start.
@@ -176,7 +178,7 @@ impl<P: Pool> Owner<P> {
             self.starts.push(Start {
                 ticket,
                 handle,
-                asked: time::now(),
+                asked: Instant::now(),
             });
             return Ok(true);
         }
@@ -230,8 +232,11 @@ impl<P: Pool> Owner<P> {
         for start in &self.starts {
             // Asked before the slot is looked at: a process that is gone by now has left its slot as it stays.
             let gone = start.handle.state()? == Started::Stopped;
-            let until = self.start_timeout.map(|patience| start.asked + patience);
-            let late = until.is_some_and(|until| until <= now);
+            let left = self
+                .start_timeout
+                .map(|patience| patience.saturating_sub_unsigned(micros(start.asked.elapsed())));
+            let late = left.is_some_and(|left| left <= 0);
+            let until = left.map(|left| now.saturating_add(left));
             let verdict = pool.with(|slots| {
                 let Some(slot) = slots::find(slots, start.ticket) else {
                     return Verdict::Over;
@@ -337,6 +342,10 @@ impl<P: Pool> Owner<P> {
             latch::wait(timeout)?;
         }
     }
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
 fn life<P: Pool>(ticket: Ticket, slot: &Slot<P::Key, P::Payload>) -> Life<P> {
