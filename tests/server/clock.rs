@@ -14,7 +14,6 @@ use postgres::Client;
 use crate::harness::{
     Builder, PATIENCE, Server, create_role, enqueue, enqueue_topic, run, scalar, task,
     wait_all_closed, wait_for, wait_for_launcher, wait_no_workers, wait_quiet, wait_state,
-    wait_until, worker_count,
 };
 
 const HOUR: i64 = 3600;
@@ -219,8 +218,6 @@ fn what_is_due_after_the_clock_was_set_forth_starts_by_itself() {
         &[&effect("scheduled")],
     );
     let launcher = wait_for_launcher(&mut client, 0);
-    // a worker comes, finds when the task will be due, and goes
-    wait_until("a worker", || worker_count(&mut client) == 1);
     wait_no_workers(&mut client, PATIENCE);
     wait_quiet(launcher);
     assert_eq!(task(&mut client, id).state, "pending");
