@@ -6,18 +6,11 @@
 # Durable commits are the disk's flushes: no more of them than fit into some 5 seconds.
 durable_tasks() { awk -v n="$1" -v us="${FLUSH_MICROSECONDS:-1000}" 'BEGIN { t = int(n * 5e6 / us); print t < 20000 ? t : 20000 }'; }
 
-# measure NAME SYNCHRONOUS_COMMIT WORKERS TASKS SQL [ARGUMENTS [SETTING=VALUE...]]
-# ARGUMENTS are further ones of enqueue, the settings are in force for our run: another way to run tasks is measured by
-# one more line below, and one in wanted.tsv, as
-#     measure "write relaxed 4" on 4 20000 "$write" '' pg_background_queue.durability=relaxed
-#     measure "write group 4" on 4 20000 "$write" "topic => 'flood'" \
-#         'pg_background_queue.topic_config={"flood": {"commit_batch": 10}}'
-measure() {
-    local name=$1 sync=$2 workers=$3 tasks=$4 sql=$5 arguments=${6:-} setting
-    shift $(($# < 6 ? $# : 6))
-    say "drain $name"
-    configure "synchronous_commit=$sync"
-    result "drain $name direct" "$(direct "$workers" "$sql" "$tasks")"
+# ours NAME WORKERS TASKS SQL [ARGUMENTS [SETTING=VALUE...]]: ARGUMENTS are further ones of enqueue, the settings are in force
+# for this run.
+ours() {
+    local name=$1 workers=$2 tasks=$3 sql=$4 arguments=${5:-} setting
+    shift $(($# < 5 ? $# : 5))
     empty_queue
     fill "$tasks" "$sql" "$arguments"
     settle
@@ -25,6 +18,14 @@ measure() {
     drain "$workers" "$tasks"
     result "drain $name ours" "$(rate 1 "$tasks")"
     for setting; do configure "${setting%%=*}="; done
+}
+
+# compare NAME SYNCHRONOUS_COMMIT WORKERS TASKS SQL: direct and ours
+compare() {
+    say "drain $1"
+    configure "synchronous_commit=$2"
+    result "drain $1 direct" "$(direct "$3" "$5" "$4")"
+    ours "$1" "$3" "$4" "$5"
 }
 
 # wal KIND: the bytes of a write task, after a checkpoint before the tasks were enqueued or after that: then each page
@@ -44,13 +45,21 @@ wal() {
     result "wal $1 ours" "$(q "SELECT round((pg_current_wal_insert_lsn() - '$from') / 20000)")"
 }
 
+batches='pg_background_queue.topic_config={"flood": {"commit_batch": 10}}'
 for _ in $(seq "$REPS"); do
     for workers in 1 4; do
-        measure "trivial off $workers" off $workers "$TASKS" "SELECT 1"
-        measure "write off $workers" off $workers "$TASKS" "$write"
+        compare "trivial off $workers" off $workers "$TASKS" "SELECT 1"
+        compare "write off $workers" off $workers "$TASKS" "$write"
+        say "drain group off $workers"
+        ours "group off $workers" $workers "$TASKS" "$write" "topic => 'flood'" "$batches"
     done
     for workers in 1 4 16; do
-        measure "write on $workers" on $workers "$(durable_tasks $workers)" "$write"
+        compare "write on $workers" on $workers "$(durable_tasks $workers)" "$write"
+    done
+    for workers in 1 4; do
+        say "drain group and relaxed on $workers"
+        ours "group on $workers" $workers $((4 * $(durable_tasks $workers))) "$write" "topic => 'flood'" "$batches"
+        ours "relaxed on $workers" $workers 20000 "$write" '' pg_background_queue.durability=relaxed
     done
     configure synchronous_commit=off
     wal plain
