@@ -46,7 +46,7 @@ CREATE INDEX pg_background_tasks_queue_idx
     ON @extschema@.pg_background_tasks (held, role_oid, topic COLLATE pg_catalog."C", priority, id)
     WHERE state IN ('pending', 'retrying');
 CREATE INDEX pg_background_tasks_state_idx ON @extschema@.pg_background_tasks (state, closed_at DESC)
-    WHERE state IN ('running', 'failed', 'cancelled');
+    WHERE state IN ('running', 'retrying', 'failed', 'cancelled');
 
 COMMENT ON TABLE @extschema@.pg_background_tasks IS
     'Tasks of pg_background_queue, open and closed. Ordinary roles see their own; only the queue writes to it (below SQL: triggers and rules on it do not fire).';
@@ -72,7 +72,7 @@ COMMENT ON COLUMN @extschema@.pg_background_tasks.interruptions IS 'Crashes of t
 COMMENT ON COLUMN @extschema@.pg_background_tasks.held IS 'It waits for pg_background_queue_release(): it was enqueued in another database or server';
 COMMENT ON COLUMN @extschema@.pg_background_tasks.timeout_ms IS 'Milliseconds after which an attempt is cancelled; NULL: what topic_config says';
 COMMENT ON INDEX @extschema@.pg_background_tasks_queue_idx IS 'Waiting tasks of each role and topic in the order in which they run';
-COMMENT ON INDEX @extschema@.pg_background_tasks_state_idx IS 'Running tasks, and the latest failed and cancelled ones';
+COMMENT ON INDEX @extschema@.pg_background_tasks_state_idx IS 'Running and retrying tasks, and the latest failed and cancelled ones';
 COMMENT ON SEQUENCE @extschema@.pg_background_tasks_id_seq IS 'Numbers of tasks';
 
 SELECT pg_catalog.pg_extension_config_dump('@extschema@.pg_background_tasks', '');
