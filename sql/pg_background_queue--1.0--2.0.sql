@@ -221,7 +221,7 @@ CREATE INDEX pg_background_tasks_schedule_idx
     ON @extschema@.pg_background_tasks (role_oid, due_at NULLS FIRST, priority, id)
     WHERE scheduled AND NOT held AND state IN ('pending', 'retrying');
 CREATE INDEX pg_background_tasks_state_idx ON @extschema@.pg_background_tasks (state, closed_at DESC)
-    WHERE state IN ('running', 'failed', 'cancelled');
+    WHERE state IN ('running', 'retrying', 'failed', 'cancelled');
 
 -- From here on as in pg_background_queue--2.0.sql, but that the functions of 1.0 are there.
 
@@ -251,7 +251,7 @@ COMMENT ON COLUMN @extschema@.pg_background_tasks.timeout_ms IS 'Milliseconds af
 COMMENT ON COLUMN @extschema@.pg_background_tasks.scheduled IS 'It waits for due_at, and is let into the queue then';
 COMMENT ON INDEX @extschema@.pg_background_tasks_queue_idx IS 'Waiting tasks of each role and topic in the order in which they run';
 COMMENT ON INDEX @extschema@.pg_background_tasks_schedule_idx IS 'Tasks that are not due yet in the order in which they will be';
-COMMENT ON INDEX @extschema@.pg_background_tasks_state_idx IS 'Running tasks, and the latest failed and cancelled ones';
+COMMENT ON INDEX @extschema@.pg_background_tasks_state_idx IS 'Running and retrying tasks, and the latest failed and cancelled ones';
 COMMENT ON SEQUENCE @extschema@.pg_background_tasks_id_seq IS 'Numbers of tasks';
 
 SELECT pg_catalog.pg_extension_config_dump('@extschema@.pg_background_tasks', '');

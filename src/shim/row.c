@@ -24,6 +24,7 @@
 #include "nodes/makefuncs.h"
 #include "parser/parse_relation.h"
 #include "pgstat.h"
+#include "portability/instr_time.h"
 #include "storage/lmgr.h"
 #include "storage/proc.h"
 #include "utils/datum.h"
@@ -33,7 +34,6 @@
 #include "utils/memutils.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
-#include "utils/timestamp.h"
 #if PG_VERSION_NUM >= 140000
 #include "utils/wait_event.h"
 #endif
@@ -396,7 +396,8 @@ update_row(Oid relid, Oid pkindex, int64 id, const PgbqColumn *fence, int nfence
 	TupleTableSlot *new_slot;
 	int			misses = 0;
 	int			pause = 1;
-	TimestampTz deadline = 0;
+	bool		waits = false;
+	instr_time	since;
 
 	/* Otherwise a row written by the command before this one could not be updated. */
 	CommandCounterIncrement();
@@ -499,12 +500,23 @@ again:
 			result = PGBQ_ROW_LOCKED;
 			break;
 		}
-		if (deadline == 0)
-			deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), row_timeout_ms);
-		else if (GetCurrentTimestamp() >= deadline)
+		/* by the clock that nobody sets */
+		if (!waits)
 		{
-			result = PGBQ_ROW_LOCKED;
-			break;
+			INSTR_TIME_SET_CURRENT(since);
+			waits = true;
+		}
+		else
+		{
+			instr_time	waited;
+
+			INSTR_TIME_SET_CURRENT(waited);
+			INSTR_TIME_SUBTRACT(waited, since);
+			if (INSTR_TIME_GET_MILLISEC(waited) >= row_timeout_ms)
+			{
+				result = PGBQ_ROW_LOCKED;
+				break;
+			}
 		}
 		if (outcome == TM_WouldBlock)
 			pause_for_lock(&pause);

@@ -316,3 +316,141 @@ fn many_open_tasks_that_are_not_due() {
     eprintln!("{count} open tasks: the slowest of 10 took {slowest:?}");
     assert_eq!(open_tasks(&mut client), count as i64);
 }
+
+/// How long `what` takes, told.
+fn timed<T>(what: &str, f: impl FnOnce() -> T) -> (T, Duration) {
+    let begin = Instant::now();
+    let result = f();
+    let took = begin.elapsed();
+    eprintln!("{what}: {took:?}");
+    (result, took)
+}
+
+/// 50,000 finished tasks and 5,000 open ones, or ten million and one: enqueueing, claiming, watching and starting.
+#[test]
+fn many_finished_tasks_and_many_open_ones() {
+    let (finished, open) = (size(50_000, 10_000_000), size(5_000, 1_000_000));
+    // what a person, or a client's time limit, still waits for
+    let soon = Duration::from_secs(2);
+    const LIMIT: &str = "pg_background_queue.max_parallel_running_tasks_count";
+    let mut server = Server::builder()
+        .conf(LIMIT, "0")
+        .conf("maintenance_work_mem", "512MB")
+        .conf("max_wal_size", "8GB")
+        .start();
+    let mut client = server.superuser();
+    create_role(&mut client, "bob");
+    timed(&format!("{finished} finished tasks are written"), || {
+        run(
+            &mut client,
+            &format!(
+                "INSERT INTO pg_background_tasks (sql_statement, topic, state, started_at, closed_at, attempt, role_oid, role_name, origin, search_path) \
+                 SELECT 'SELECT ' || n, CASE WHEN n % 3 = 0 THEN 'topic ' || n % 10 END, \
+                 CASE WHEN n % 1000 = 0 THEN 'failed' ELSE 'finished' END::pg_background_queue_task_state, \
+                 now(), now() + n * interval '1 ms', 1, 10, 'postgres', pg_background_queue_origin(), '\"$user\", public' \
+                 FROM generate_series(1, {finished}) AS n"
+            ),
+        );
+    });
+    timed(&format!("{open} tasks are enqueued"), || {
+        run(
+            &mut client,
+            &format!(
+                "SELECT count(pg_background_queue_enqueue('SELECT 1')) FROM generate_series(1, {open})"
+            ),
+        );
+    });
+    timed("VACUUM ANALYZE", || {
+        run(&mut client, "VACUUM ANALYZE pg_background_tasks");
+    });
+    let enqueue_some = |client: &mut Client| {
+        let (_, took) = timed("100 tasks are enqueued, one after the other", || {
+            for _ in 0..100 {
+                enqueue(client, "SELECT 1");
+            }
+        });
+        assert!(took < 10 * soon, "{took:?}");
+    };
+    enqueue_some(&mut client);
+
+    for (query, is_quick) in [
+        (
+            "SELECT id, state, sql_statement, joined_at, started_at, closed_at, errors FROM pg_background_tasks ORDER BY id DESC LIMIT 10",
+            true,
+        ),
+        (
+            "SELECT id, sql_statement, errors, closed_at FROM pg_background_tasks WHERE state = 'failed' ORDER BY closed_at DESC LIMIT 10",
+            true,
+        ),
+        (
+            "SELECT count(*) FROM pg_background_tasks WHERE state = 'running'",
+            true,
+        ),
+        (
+            "SELECT count(*) FROM pg_background_tasks WHERE state = 'retrying'",
+            true,
+        ),
+        (
+            "SELECT count(*) FROM pg_background_tasks WHERE state = 'pending'",
+            false,
+        ),
+        (
+            "SELECT min(joined_at) FROM pg_background_tasks WHERE state = 'pending' AND NOT held AND coalesce(due_at <= now(), true)",
+            false,
+        ),
+        ("SELECT * FROM pg_background_queue_workers", true),
+        ("SELECT * FROM pg_background_queue_stats", false),
+        (
+            "SELECT state, count(*) FROM pg_background_tasks GROUP BY state",
+            false,
+        ),
+    ] {
+        let mut worst = Duration::ZERO;
+        for _ in 0..2 {
+            worst = timed(query, || run(&mut client, query)).1;
+        }
+        assert!(!is_quick || worst < soon, "{query}: {worst:?}");
+    }
+
+    // a start: a keeper goes over what is open, and then its tasks run
+    let next: i64 = scalar(
+        &mut client,
+        "SELECT min(id) FROM pg_background_tasks WHERE state = 'pending'",
+        &[],
+    );
+    drop(client);
+    server.set_conf(LIMIT, "2");
+    let mut client = timed("the server is restarted", || {
+        server.restart();
+        server.superuser()
+    })
+    .0;
+    let first = wait_for("the first task after the start", PATIENCE, || {
+        task(&mut client, next).started_at
+    });
+    let started: std::time::SystemTime =
+        scalar(&mut client, "SELECT pg_postmaster_start_time()", &[]);
+    let took = first.duration_since(started).expect("after the start");
+    eprintln!("from the start to the first task: {took:?}");
+    assert!(took < PATIENCE / 2, "{took:?}");
+
+    // while they run, in the order of their numbers
+    let mut bob = server.connect("bob", "postgres");
+    let some = open.min(100_000) as i64 - 1;
+    let begin = Instant::now();
+    let mut slowest = Duration::ZERO;
+    for _ in 0..10 {
+        let begin = Instant::now();
+        let id = enqueue(&mut bob, "SELECT 1");
+        wait_state(&mut bob, id, "finished");
+        slowest = slowest.max(begin.elapsed());
+    }
+    eprintln!("the slowest of 10 tasks of another role meanwhile: {slowest:?}");
+    assert!(slowest < PATIENCE / 2, "{slowest:?}");
+    enqueue_some(&mut client);
+    // by its number, for counting what is open would take as long as running it
+    wait_for("the open tasks to run", deadline(), || {
+        task(&mut client, next + some).is_closed().then_some(())
+    });
+    eprintln!("{} tasks: {:?}", some + 1, begin.elapsed());
+}

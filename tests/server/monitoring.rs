@@ -664,7 +664,7 @@ fn an_index_answers_the_documented_queries_for_one_state() {
         ),
         (
             "SELECT count(*) FROM pg_background_tasks WHERE state = 'retrying'",
-            "queue_idx",
+            "state_idx",
         ),
         (
             "SELECT count(*) FROM pg_background_tasks WHERE state = 'running'",

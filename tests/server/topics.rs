@@ -1291,11 +1291,19 @@ fn a_delay_is_kept_although_workers_of_its_topic_are_terminated() {
     run(&mut client, &format!("SELECT pg_terminate_backend({pid})"));
     assert_eq!(wait_closed(&mut client, first).state, "failed");
     open_gate(&mut gate);
-    // And each worker that waits with the others, as long as any of them has not run.
+    // And each worker that waits with the others, as long as any of them has not run; but none that may be beginning a task
+    // by the time it is terminated.
     let mut ended = HashSet::from([pid]);
+    let mut last = (String::new(), Instant::now());
     wait_until("all to have run", || {
+        let now = states(&mut client);
+        if now != last.0 {
+            last = (now, Instant::now());
+        }
         for process in workers(&mut client) {
-            let waits = process.kind == "worker" && process.state.as_deref() == Some("idle");
+            let waits = process.kind == "worker"
+                && process.state.as_deref() == Some("idle")
+                && last.1.elapsed() < Duration::from_secs(2);
             if waits && ended.insert(process.pid) {
                 let pid = process.pid;
                 run(&mut client, &format!("SELECT pg_terminate_backend({pid})"));
