@@ -38,6 +38,17 @@ pub trait Queued: Copy {
     fn place(&self) -> Place;
 }
 
+/// What a look that has ended was good for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum LookEnd {
+    /// It has brought what is here now.
+    Filled,
+    /// So, but without what others may have taken meanwhile: there may be more before what it has brought.
+    Overlapped,
+    /// Another look was faster.
+    TooLate,
+}
+
 /// What a look has to be compared with, when it is over, to know whether it missed something.
 #[derive(Clone, Copy, Debug)]
 pub struct Look {
@@ -131,11 +142,10 @@ impl<T: Queued> Ready<T> {
     }
 
     /// Ends it: these tasks were found, sorted; those beyond [`MOST`] are forgotten. `complete` says that no others could start which
-    /// stand before the last of them (or at all, if there is none). False if another look was faster, so that it is to be forgotten, or if some
-    /// of them may have been taken meanwhile, so that it says nothing about what else there is.
-    pub fn end_look(&mut self, look: Look, found: &[T], complete: bool) -> bool {
+    /// stand before the last of them (or at all, if there is none).
+    pub fn end_look(&mut self, look: Look, found: &[T], complete: bool) -> LookEnd {
         if self.fills != look.fills && !self.tasks().is_empty() {
-            return false;
+            return LookEnd::TooLate;
         }
         let overlapped = self.takes != look.takes;
         self.fills += 1;
@@ -159,7 +169,11 @@ impl<T: Queued> Ready<T> {
             (true, None) => look.from.min(self.low),
             (false, _) => Place::FIRST,
         };
-        !overlapped
+        if overlapped {
+            LookEnd::Overlapped
+        } else {
+            LookEnd::Filled
+        }
     }
 
     /// Takes the task at this index of [`tasks`](Self::tasks): 0, unless those before it may not start.
@@ -232,7 +246,7 @@ mod tests {
 
     fn fill(ready: &mut Ready<Task>, found: &[Task]) -> bool {
         let look = ready.begin_look();
-        ready.end_look(look, found, true)
+        ready.end_look(look, found, true) == LookEnd::Filled
     }
 
     #[test]
@@ -290,7 +304,7 @@ mod tests {
     fn a_look_that_saw_only_part_of_what_could_start_promises_nothing() {
         let mut ready = ready();
         let look = ready.begin_look();
-        assert!(ready.end_look(look, &[(1, 5)], false));
+        assert_eq!(ready.end_look(look, &[(1, 5)], false), LookEnd::Filled);
         take(&mut ready);
         assert_eq!(ready.begin_look().from, Place::FIRST);
     }
@@ -346,13 +360,20 @@ mod tests {
     fn the_slower_of_two_looks_is_forgotten() {
         let mut ready = ready();
         let (slow, fast) = (ready.begin_look(), ready.begin_look());
-        assert!(ready.end_look(fast, &[(1, 1), (1, 2)], true));
+        assert_eq!(
+            ready.end_look(fast, &[(1, 1), (1, 2)], true),
+            LookEnd::Filled
+        );
         take(&mut ready);
-        assert!(!ready.end_look(slow, &[(1, 1), (1, 2)], true));
+        assert_eq!(
+            ready.end_look(slow, &[(1, 1), (1, 2)], true),
+            LookEnd::TooLate
+        );
         assert_eq!(ready.tasks(), [(1, 2)]);
         take(&mut ready);
         // nothing is left: what was taken since it began is not to be taken again
-        assert!(!ready.end_look(slow, &[(1, 1), (1, 2), (1, 3)], true));
+        let end = ready.end_look(slow, &[(1, 1), (1, 2), (1, 3)], true);
+        assert_eq!(end, LookEnd::Overlapped);
         assert_eq!(ready.tasks(), [(1, 3)]);
     }
 

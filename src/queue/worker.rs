@@ -11,7 +11,7 @@ use super::store::{Candidate, State, Store, Task};
 use super::topics::{self, Configuration, Rules};
 use super::{process, schedule, settings, wake};
 use crate::core::config;
-use crate::core::ready::Queued;
+use crate::core::ready::{LookEnd, Queued};
 use crate::core::{errors, outcome};
 use crate::pg::bgworker::pool::{self, Member, Ticket};
 use crate::pg::bgworker::{self, MainLoop, Next, Session, Setup};
@@ -252,11 +252,12 @@ impl Worker {
         let Some(shelf) = registry.shelf(self.key) else {
             return Ok(true);
         };
-        let conclusive = shelf.ready.end_look(begun, &answer.tasks, answer.complete);
-        if !conclusive {
-            // what others have taken meanwhile is not known to be all
-            answer.sight.passed_over = true;
+        let end = shelf.ready.end_look(begun, &answer.tasks, answer.complete);
+        if end == LookEnd::TooLate {
+            // what the faster one has seen is what counts
+            return Ok(true);
         }
+        answer.sight.passed_over |= end == LookEnd::Overlapped;
         shelf.sight = answer.sight;
         // what has come meanwhile may be better
         let unseen = shelf.ready.unseen().priority;
@@ -265,7 +266,7 @@ impl Worker {
         {
             demand.priority = best.priority.min(unseen);
         }
-        Ok(answer.can_start || !conclusive || due.more)
+        Ok(answer.can_start || end == LookEnd::Overlapped || due.more)
     }
 
     /// Finds out whether the session is still as after a fresh login. In a transaction, whose beginning took in what

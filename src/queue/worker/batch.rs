@@ -8,10 +8,11 @@
 
 use super::{Claimed, Worker, relax};
 use crate::core::errors;
+use crate::core::ready::Place;
 use crate::pg::session;
 use crate::pg::statement::{self, Text};
 use crate::pg::xact::{Durability, Transaction};
-use crate::pg::{Error, Result, crash_point, interrupt};
+use crate::pg::{Error, Result, crash_point, interrupt, time};
 use crate::queue::store::State;
 use crate::queue::topics::Rules;
 use crate::queue::{process, registry};
@@ -47,12 +48,15 @@ impl Worker {
             worker: self,
             batch: &batch,
             soiled: false,
+            failed: None,
         };
+        let began = time::now();
         session::watch_soil();
         interrupt::allow_cancels();
         let end = statement::run_batch(&texts, MOST_MILLISECONDS, &memory, &mut watch);
         interrupt::hold_cancels();
         crash_point("a batch is over");
+        let failed = watch.failed;
         drop(texts);
 
         let transaction = Transaction::begin(Durability::Asynchronous)?;
@@ -74,7 +78,14 @@ impl Worker {
         // the last one is counted when it ends
         let last = rest.is_empty() && end.settled > 0;
         let ended = end.settled as u64 - u64::from(last);
-        registry::lock()?.keep_of_batch(self.ticket, &ids(&rest), ended);
+        let mut registry = registry::lock()?;
+        registry.keep_of_batch(self.ticket, &ids(&rest), ended);
+        if let Some(place) = failed {
+            // it may run again, now or later
+            registry.schedule(self.key, began);
+            registry.arrive(self.key, place);
+        }
+        drop(registry);
         self.claimed.extend(rest);
         if self.claimed.is_empty() {
             self.end_task(end.settled > 0)?;
@@ -120,6 +131,8 @@ struct Watch<'a> {
     batch: &'a [Claimed],
     /// The last one has left something in the session.
     soiled: bool,
+    /// Before all that have failed.
+    failed: Option<Place>,
 }
 
 impl Watch<'_> {
@@ -161,6 +174,8 @@ impl statement::Watch for Watch<'_> {
         // from here on a cancel waits for what is marked now
         let cancelled = registry::lock()?.begin_ending(self.worker.ticket);
         process::attempt_failed(store, &task.row, &text, cancelled)?;
+        let place = task.row.place();
+        self.failed = Some(self.failed.map_or(place, |first| first.min(place)));
         crash_point("a text of a batch has failed");
         if self.must_end()? {
             return Ok(false);
