@@ -330,7 +330,12 @@ impl Launcher {
                 };
                 let key = Key { database, role: 0 };
                 match self.owner.reserve(registry.slots, key, Work::new()) {
-                    Some(ticket) => (key, ticket),
+                    Some(ticket) => {
+                        if let Some(known) = registry.database(database) {
+                            known.wants_keeper = false;
+                        }
+                        (key, ticket)
+                    }
                     None => {
                         self.to_visit.push_front(database);
                         return Ok(next);
@@ -338,6 +343,7 @@ impl Launcher {
                 }
             };
             if !self.launch(key, ticket, now)? {
+                registry::lock()?.want_keeper(key.database);
                 self.to_visit.push_front(key.database);
                 return Ok(next);
             }
@@ -352,7 +358,8 @@ impl Launcher {
     fn note_wanted(&mut self, registry: &mut Registry, now: i64) {
         let mut wanted: Vec<Oid> = Vec::new();
         for database in registry.databases().iter_mut() {
-            if std::mem::take(&mut database.wants_keeper) {
+            // the wish stays where it is, for the next launcher, should this one end
+            if database.wants_keeper {
                 wanted.push(database.oid);
             }
             if std::mem::take(&mut database.visited)

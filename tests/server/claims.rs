@@ -3,8 +3,8 @@
 use postgres::Client;
 
 use crate::harness::{
-    Server, create_role, enqueue, kill, run, scalar, task, wait_closed, wait_state, wait_until,
-    workers,
+    Server, create_role, enqueue, kill, run, scalar, task, wait_closed, wait_for_launcher,
+    wait_state, wait_until, workers,
 };
 
 const LIMIT: &str = "pg_background_queue.max_parallel_running_tasks_count";
@@ -212,4 +212,38 @@ fn a_commit_that_takes_long_keeps_no_other_task() {
     assert_eq!(task(&mut client, long).state, "running");
     open(&mut client);
     assert_eq!(wait_closed(&mut client, long).state, "finished");
+}
+
+/// What has come is told to a keeper, which cannot come while a command wants the database without sessions. The launcher ends meanwhile.
+#[test]
+fn a_wish_for_a_keeper_survives_the_launcher() {
+    let (server, mut client) = start(2);
+    run(&mut client, "CREATE DATABASE shop");
+    let mut shop = server.connect("postgres", "shop");
+    run(&mut shop, "CREATE EXTENSION pg_background_queue");
+    let first = enqueue(&mut shop, "SELECT 1");
+    wait_state(&mut shop, first, "finished");
+    run(&mut shop, "BEGIN");
+    let task = enqueue(&mut shop, "SELECT 1");
+    run(&mut shop, "PREPARE TRANSACTION 'later'");
+    // it waits for this session to leave, in vain, for 5 seconds
+    let mut other = server.superuser();
+    let copying =
+        std::thread::spawn(move || other.batch_execute("CREATE DATABASE copy TEMPLATE shop"));
+    wait_until("the command to run", || {
+        scalar(
+            &mut client,
+            "SELECT count(*) = 1 FROM pg_stat_activity WHERE query LIKE 'CREATE DATABASE copy%' AND state = 'active'",
+            &[],
+        )
+    });
+    run(&mut shop, "COMMIT PREPARED 'later'");
+    let old = wait_for_launcher(&mut client, 0);
+    run(&mut client, &format!("SELECT pg_terminate_backend({old})"));
+    wait_for_launcher(&mut client, old);
+    assert_eq!(wait_closed(&mut shop, task).state, "finished");
+    copying
+        .join()
+        .expect("the session")
+        .expect_err("its database is in use");
 }
