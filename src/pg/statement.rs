@@ -86,7 +86,7 @@ pub trait Watch {
 pub struct BatchEnd {
     /// So many of its texts, from the first on, are done or have failed, and that is committed.
     pub settled: usize,
-    /// The next one is to be [run](run) alone.
+    /// The next one is to be [run] alone.
     pub alone: bool,
 }
 
