@@ -1,18 +1,18 @@
 //! A worker: runs the tasks of one role in one database, one after the other.
 
 mod batch;
+mod claim;
+mod run;
 
 use std::collections::VecDeque;
 use std::rc::Rc;
 
 use super::look::{self, Answer, Question};
-use super::registry::{self, Beginning, Begun, Key, PROCESSES, Registry, Sight, UNTIL_TOLD};
-use super::store::{Candidate, State, Store, Task};
-use super::topics::{self, Configuration, Rules};
-use super::{process, schedule, settings, wake};
-use crate::core::config;
-use crate::core::ready::{LookEnd, Queued};
-use crate::core::{errors, outcome};
+use super::registry::{self, Key, PROCESSES, Registry, Sight, UNTIL_TOLD};
+use super::store::{Store, Task};
+use super::topics::{self, Rules};
+use super::{process, schedule, settings};
+use crate::core::ready::LookEnd;
 use crate::pg::bgworker::pool::{self, Member, Ticket};
 use crate::pg::bgworker::{self, MainLoop, Next, Session, Setup};
 use crate::pg::callback::{self, Catalog};
@@ -20,11 +20,10 @@ use crate::pg::datum::Datum;
 use crate::pg::latch::{self, WaitEvent};
 use crate::pg::local::ProcessLocal;
 use crate::pg::mem::MemoryContext;
-use crate::pg::session::{self, Activity};
-use crate::pg::table::Updated;
+use crate::pg::session;
 use crate::pg::time;
-use crate::pg::xact::{self, Durability, Transaction};
-use crate::pg::{Error, Result, catalog, crash_point, guc, interrupt, sqlstate, statement};
+use crate::pg::xact::{Durability, Transaction};
+use crate::pg::{Result, catalog, crash_point, guc, interrupt};
 
 /// Tasks after which a worker makes room for a fresh process: whatever leaks in a session leaks no further.
 const MOST_TASKS: u64 = 100_000;
@@ -119,37 +118,6 @@ impl Claimed {
     fn timeout_ms(&self) -> i32 {
         self.task.timeout_ms.unwrap_or(self.rules.timeout_ms)
     }
-}
-
-/// Where commits need not wait for the disk, they do not, until the session is reset: so for the mark of a failure, too. What a
-/// task itself sets counts.
-fn relax(rules: Rules) -> Result<()> {
-    if rules.durability == config::Durability::Relaxed {
-        guc::set_for_session(c"synchronous_commit", b"off")?;
-    }
-    Ok(())
-}
-
-/// How far a task came.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Stage {
-    /// It runs, or its transaction ends.
-    Text,
-    /// It is marked as finished.
-    Mark,
-    /// The one that comes next is claimed.
-    NextClaim,
-}
-
-/// What the registry says before a task is begun.
-enum Permission {
-    /// To begin this one, and those that share its commit.
-    Granted(Candidate, Vec<Candidate>, Rules),
-    /// There is none that could start, as far as is known.
-    Nothing,
-    /// Others may have to go first.
-    LookAgain,
-    Leave,
 }
 
 impl MainLoop for Worker {
@@ -280,78 +248,12 @@ impl Worker {
         Ok(())
     }
 
-    /// Claims the next task and runs it; `None` if there is none that could start.
-    fn attempt(&mut self) -> Result<Option<Next>> {
-        let transaction = Transaction::begin(self.claim_durability()?)?;
-        self.notice_changes()?;
-        let Some(store) = Store::open()? else {
-            transaction.commit()?;
-            registry::lock()?.forget_ready(self.key);
-            return Ok(Some(Next::Again));
-        };
-        let configuration = topics::configuration()?;
-        let (first, more, rules) = match self.permission(&store, &configuration)? {
-            Permission::Granted(first, more, rules) => (first, more, rules),
-            Permission::Nothing => {
-                transaction.commit()?;
-                return Ok(None);
-            }
-            Permission::LookAgain => {
-                transaction.commit()?;
-                registry::lock()?.forget_ready(self.key);
-                return Ok(Some(Next::Again));
-            }
-            Permission::Leave => {
-                transaction.commit()?;
-                return Ok(Some(Next::Leave));
-            }
-        };
-        crash_point("a slot is taken");
-        let mut claimed = VecDeque::new();
-        let mut locked = Vec::new();
-        for candidate in std::iter::once(&first).chain(&more) {
-            match store.claim(candidate, self.key.role)? {
-                Ok(task) => claimed.push_back(Claimed { task, store, rules }),
-                Err(Updated::Locked) => locked.push(*candidate),
-                // somebody else was faster
-                Err(_) => {}
-            }
-        }
-        crash_point("a claim is made");
-        transaction.commit()?;
-        crash_point("a claim is committed");
-        self.idle_since = None;
-        for candidate in &locked {
-            self.leave_alone(candidate)?;
-        }
-        if claimed.is_empty() {
-            self.end_task(false)?;
-            return Ok(Some(Next::Again));
-        }
-        if !more.is_empty() {
-            let tasks: Vec<i64> = claimed.iter().map(|one| one.task.row.id).collect();
-            registry::lock()?.keep_of_batch(self.ticket, &tasks, 0);
-        }
-        // An error that is not the task's leaves the slot as it is: this process ends, and the orphan is a keeper's.
-        self.claimed = claimed;
-        self.run_claimed()?;
-        Ok(Some(Next::Again))
-    }
-
     /// Runs what it has claimed.
     fn run_claimed(&mut self) -> Result<()> {
         if self.claimed.len() > 1 {
             return self.run_batch();
         }
         self.claimed.pop_front().map_or(Ok(()), |one| self.run(one))
-    }
-
-    /// Somebody holds the task's row: for a while it is passed over.
-    fn leave_alone(&mut self, candidate: &Candidate) -> Result<()> {
-        self.held_rows
-            .push((candidate.id, time::now() + LOCKED_ROW_MICROSECONDS));
-        registry::lock()?.arrive(self.key, candidate.place());
-        Ok(())
     }
 
     /// The task that this worker had is over.
@@ -364,293 +266,6 @@ impl Worker {
         if registry.end_task(self.ticket, has_run) {
             registry.wake_launcher();
         }
-        Ok(())
-    }
-
-    /// The claim may be lost in a crash (the task is then still pending), unless that would hide a task that
-    /// crashes the server as soon as it is claimed: after an unclean start the claims of what was there before it are flushed.
-    fn claim_durability(&self) -> Result<Durability> {
-        let mut registry = registry::lock()?;
-        let (unclean, booted) = (registry.header.unclean, registry.header.booted);
-        let old = |task: &Candidate| task.joined_at < booted;
-        let flush = unclean
-            && registry
-                .shelf(self.key)
-                .is_some_and(|shelf| shelf.ready.tasks().iter().any(old));
-        Ok(if flush {
-            Durability::Flushed
-        } else {
-            Durability::Asynchronous
-        })
-    }
-
-    /// Takes a task, and a place among those that run, unless this worker has to leave.
-    fn permission(&mut self, store: &Store, configuration: &Configuration) -> Result<Permission> {
-        let now = time::now();
-        let key = self.key;
-        let mut registry = registry::lock()?;
-        let Some((first, sight)) = registry
-            .shelf(key)
-            .and_then(|shelf| Some((*shelf.ready.tasks().first()?, shelf.sight)))
-        else {
-            return Ok(Permission::Nothing);
-        };
-        if registry.must_look_again(key, now) {
-            return Ok(Permission::LookAgain);
-        }
-        let stale = self.is_stale(&registry) || self.done >= MOST_TASKS;
-        let stint_over = now - self.since > crate::core::plan::STINT_MICROSECONDS;
-        let make_room = registry.must_make_room(key.database, first.priority, stint_over);
-        let leaving =
-            pool::find(registry.slots, self.ticket).is_none_or(|slot| slot.payload.leaving);
-        if stale || make_room || leaving {
-            self.hand_over(&mut registry, first.priority);
-            return Ok(Permission::Leave);
-        }
-        let Some(candidate) = registry.next_task(self.ticket, key, configuration, now) else {
-            return Ok(Permission::Nothing);
-        };
-        let rules = configuration.rules(candidate.topic);
-        let beginning = Beginning {
-            task: candidate.id,
-            relation: store.relation(),
-            attempt: candidate.attempt.wrapping_add(1),
-            topic: candidate.topic,
-            rules,
-            suspect: candidate.interruptions > 0,
-        };
-        match registry.begin_task(self.ticket, &beginning, now) {
-            Begun::Yes => {}
-            Begun::TopicWaits => {
-                registry.arrive(key, candidate.place());
-                return Ok(Permission::LookAgain);
-            }
-            Begun::LimitReached => {
-                // it was lowered, or is taken up by what others have left
-                registry.arrive(key, candidate.place());
-                self.hand_over(&mut registry, candidate.priority);
-                return Ok(Permission::Leave);
-            }
-        }
-        let most = self.batch_limit(rules);
-        let more = if most > 1 {
-            registry.begin_batch(self.ticket, &candidate, most)
-        } else {
-            Vec::new()
-        };
-        self.sight = sight;
-        self.leave_to_others(&mut registry, configuration, now);
-        Ok(Permission::Granted(candidate, more, rules))
-    }
-
-    /// What this worker leaves undone while it runs a task, for hours maybe, is others'.
-    fn leave_to_others(&self, registry: &mut Registry, configuration: &Configuration, now: i64) {
-        let Sight {
-            next_due,
-            blocked,
-            more,
-            ..
-        } = self.sight;
-        let more = more || registry.others_could_help(self.key, configuration, now);
-        let missed = self.has_missed(registry);
-        let known = registry.has_ready(self.key);
-        let Some(demand) = registry.demand(self.key) else {
-            return;
-        };
-        if more || missed {
-            if std::mem::replace(&mut demand.more, true) {
-                return;
-            }
-        } else if next_due != UNTIL_TOLD || blocked || known {
-            // what this worker knows beside what others of the role have found
-            demand.due = if demand.due > now {
-                demand.due.min(next_due)
-            } else {
-                next_due
-            };
-            demand.blocked |= blocked || known;
-            demand.more = true;
-        } else {
-            return;
-        }
-        registry.wake_launcher();
-    }
-
-    /// Leaves its role's work to another worker, behind all who wait already.
-    fn hand_over(&self, registry: &mut Registry, priority: i32) {
-        registry.hand_over(self.key, priority);
-        if let Some(slot) = pool::find(registry.slots, self.ticket) {
-            slot.payload.leaving = true;
-        }
-    }
-
-    /// Runs a claimed task to its end, whatever that is.
-    ///
-    /// # Errors
-    /// What is not the task's: its row cannot be written.
-    fn run(&mut self, claimed: Claimed) -> Result<()> {
-        let task = &claimed.task;
-        let mut stage = Stage::Text;
-        if let Err(error) = self.execute(&claimed, &mut stage) {
-            if let Some(next) = self.claimed.pop_front() {
-                // its claim was rolled back with all the rest
-                registry::lock()?.drop_next(self.ticket, next.task.row.place());
-            }
-            // what the queue's own rows are up to is none of the task's doing
-            let blameless = match stage {
-                Stage::Text => false,
-                Stage::Mark => error.sqlstate() == sqlstate::SERIALIZATION_FAILURE,
-                Stage::NextClaim => error.sqlstate() != sqlstate::QUERY_CANCELED,
-            };
-            self.chains = stage != Stage::NextClaim;
-            self.record_failure(task, &error, blameless)?;
-        }
-        self.done += 1;
-        self.batch_size = self.batch_size.saturating_mul(2);
-        let transaction = Transaction::begin(Durability::Asynchronous)?;
-        session::reset()?;
-        crash_point("a session is reset");
-        transaction.commit()?;
-        crash_point("a reset is committed");
-        self.end_task(true)?;
-        self.show_idle()?;
-        session::report_statistics(false)
-    }
-
-    /// Shows in pg_stat_activity that it runs nothing, unless it is about to go on.
-    fn show_idle(&self) -> Result<()> {
-        if self.claimed.is_empty() {
-            guc::set_default(c"application_name", b"pg_background_queue")?;
-            session::report_activity(Activity::Idle)?;
-        }
-        Ok(())
-    }
-
-    /// `stage` says how far it came.
-    fn execute(&mut self, claimed: &Claimed, stage: &mut Stage) -> Result<()> {
-        let Claimed { task, store, rules } = claimed;
-        self.prepare_session(task, *rules)?;
-        let timeout_ms = claimed.timeout_ms();
-        let memory = Rc::clone(&self.memory);
-        if registry::lock()?.is_cancelled(self.ticket, task.row.id) {
-            // before it could be interrupted; or that was taken for a cancel of nothing
-            bgworker::interrupt(bgworker::my_pid());
-        }
-        session::watch_soil();
-        interrupt::allow_cancels();
-        crash_point("a text is about to run");
-        let result = statement::run(&task.sql, &memory, timeout_ms, || {
-            crash_point("a text has run");
-            *stage = Stage::Mark;
-            store.finish(task)?;
-            crash_point("a finish mark is made");
-            *stage = Stage::NextClaim;
-            self.claim_next(store)?;
-            *stage = Stage::Text;
-            Ok(())
-        });
-        crash_point("a text is over");
-        interrupt::hold_cancels();
-        result
-    }
-
-    /// Makes the session what this task is to find.
-    fn prepare_session(&mut self, task: &Task, rules: Rules) -> Result<()> {
-        let name = format!("pg_background_queue task {}", task.row.id);
-        guc::set_default(c"application_name", name.as_bytes())?;
-        if self.search_path != task.search_path {
-            guc::set_default(c"search_path", &task.search_path)?;
-            self.search_path.clone_from(&task.search_path);
-        }
-        relax(rules)
-    }
-
-    /// Claims the task that comes next, if there is a plain one, in the transaction in which the last one finishes: one
-    /// commit is both.
-    fn claim_next(&mut self, store: &Store) -> Result<()> {
-        // what others have changed counts for the next task: then that begins as the first one did
-        let changed = MAY_BE_STALE.get() || interrupt::wants_turn();
-        // a cursor WITH HOLD runs at the commit, and may take its time
-        let plain = xact::is_read_committed() && !session::utility_ran();
-        let chains = std::mem::replace(&mut self.chains, true);
-        if changed || !plain || !chains || self.done + 1 >= MOST_TASKS {
-            return Ok(());
-        }
-        let Some(priority) = wake::priority_after_commit(self.key.role) else {
-            return Ok(());
-        };
-        let configuration = topics::configuration()?;
-        let candidate = {
-            let mut registry = registry::lock()?;
-            if self.is_stale(&registry) {
-                return Ok(());
-            }
-            let Some(sight) = registry.shelf(self.key).map(|shelf| shelf.sight) else {
-                return Ok(());
-            };
-            let now = time::now();
-            let Some(next) = registry.begin_next(self.ticket, priority, &configuration, now) else {
-                return Ok(());
-            };
-            self.sight = sight;
-            self.leave_to_others(&mut registry, &configuration, now);
-            next
-        };
-        match store.claim(&candidate, self.key.role) {
-            Ok(Ok(task)) => {
-                crash_point("a next claim is made");
-                self.claimed.push_back(Claimed {
-                    task,
-                    store: *store,
-                    rules: configuration.rules(candidate.topic),
-                });
-            }
-            Ok(Err(why)) => {
-                registry::lock()?.drop_next(self.ticket, candidate.place());
-                if why == Updated::Locked {
-                    self.leave_alone(&candidate)?;
-                }
-            }
-            Err(error) => {
-                registry::lock()?.drop_next(self.ticket, candidate.place());
-                return Err(error);
-            }
-        }
-        Ok(())
-    }
-
-    fn record_failure(&self, task: &Task, error: &Error, blameless: bool) -> Result<()> {
-        crash_point("a text has failed");
-        let began = time::now();
-        let cancelled = registry::lock()?.is_cancelled(self.ticket, task.row.id);
-        let transaction = Transaction::begin(Durability::Session)?;
-        // Only in the table in which it was claimed: after DROP and CREATE EXTENSION the id is another task's.
-        if let Some(store) = Store::open()?.filter(|store| store.relation() == task.relation) {
-            let text = errors::entry(&error.sqlstate().code(), error.message(), &error.fields());
-            let row = &task.row;
-            if blameless
-                && !cancelled
-                && outcome::may_run_again_at_once(row.attempt, row.retry_count)
-            {
-                store.reopen(row, row.interruptions)?;
-            } else {
-                process::attempt_failed(&store, row, &text, cancelled)?;
-            }
-            // it may have been cancelled while the row was waited for
-            if registry::lock()?.begin_ending(self.ticket)
-                && !cancelled
-                && let Some(row) = store.find(row.id)?
-            {
-                store.close_waiting(&row, State::Cancelled, None)?;
-            }
-        }
-        crash_point("a failure mark is made");
-        transaction.commit()?;
-        crash_point("a failure mark is committed");
-        // it may run again, now or later
-        let mut registry = registry::lock()?;
-        registry.schedule(self.key, began);
-        registry.arrive(self.key, task.row.place());
         Ok(())
     }
 

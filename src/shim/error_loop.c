@@ -9,13 +9,11 @@
 
 #include "access/xact.h"
 #include "executor/spi.h"
-#include "jit/jit.h"
 #include "libpq/pqsignal.h"
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
 #include "postmaster/interrupt.h"
-#include "replication/slot.h"
 #if PG_VERSION_NUM >= 180000
 #include "storage/aio_subsys.h"
 #endif
@@ -35,6 +33,7 @@
 #include "utils/timeout.h"
 
 #include "error_loop.h"
+#include "text.h"
 
 /*
  * The signal handlers of a backend, so that CHECK_FOR_INTERRUPTS means in a worker what it means there, and
@@ -80,18 +79,10 @@ release_resources(void)
 	AtEOXact_Files(false);
 	AtEOXact_HashTables(false);
 
-	if (MyReplicationSlot != NULL)
-		ReplicationSlotRelease();
-#if PG_VERSION_NUM >= 170000
-	ReplicationSlotCleanup(false);
-#else
-	ReplicationSlotCleanup();
-#endif
-
 	/* a process without a database has no portals, nor the table of them */
 	if (OidIsValid(MyDatabaseId))
 		PortalErrorCleanup();
-	jit_reset_after_error();
+	pgbq_end_recovery();
 }
 
 /*

@@ -6,7 +6,8 @@
 //! back for others, and it runs alone, as all tasks of other topics do. After that the worker takes one task at a time, then two, four and so
 //! on: a topic whose tasks are no good for batches loses little by its setting.
 
-use super::{Claimed, Worker, relax};
+use super::run::relax;
+use super::{Claimed, Worker};
 use crate::core::errors;
 use crate::core::ready::Place;
 use crate::pg::session;
