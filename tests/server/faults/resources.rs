@@ -285,7 +285,7 @@ fn a_task_that_eats_all_memory_fails_alone_and_its_process_goes_on() {
     let before = enqueue(
         &mut client,
         "INSERT INTO effects VALUES (1); DO $$ BEGIN EXECUTE format('COPY (SELECT 1) TO PROGRAM %L', \
-         'prlimit --as=400000000 --pid ' || pg_backend_pid()); END $$",
+         'cat > /dev/null; prlimit --as=400000000 --pid ' || pg_backend_pid()); END $$",
     );
     let greedy = enqueue(
         &mut client,

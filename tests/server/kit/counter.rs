@@ -20,7 +20,7 @@ fn the_example_of_the_documentation_is_what_is_compiled() {
 }
 
 /// The counters that run: pid, application_name, state, database.
-fn counters(client: &mut Client) -> Vec<(i32, String, Option<String>, String)> {
+fn counters(client: &mut Client) -> Vec<(i32, String, Option<String>, Option<String>)> {
     client
         .query(
             "SELECT pid, application_name, state, datname FROM pg_stat_activity WHERE backend_type = 'counter'",
@@ -39,7 +39,9 @@ fn the_counter(client: &mut Client) -> i32 {
         let [(pid, name, state, database)] = all.as_slice() else {
             return None;
         };
-        let ready = name == "counter" && state.as_deref() == Some("idle") && database == "postgres";
+        let ready = name == "counter"
+            && state.as_deref() == Some("idle")
+            && database.as_deref() == Some("postgres");
         ready.then_some(*pid)
     });
     let title = fs::read_to_string(format!("/proc/{pid}/cmdline")).expect("its title");
