@@ -199,7 +199,8 @@ fn note(failures: u32) -> Result<()> {
 
 impl MainLoop for Failing {
     fn step(&mut self) -> Result<Next> {
-        bgworker::turn()?;
+        // a cancel may come anywhere
+        bgworker::turn().inspect_err(|_| self.failures += 1)?;
         assert_eq!(self.failures, self.recoveries, "recoveries");
         let context = *self.context.get_or_insert(current_context());
         assert!(current_context() == context, "another memory context");
@@ -216,9 +217,10 @@ impl MainLoop for Failing {
                 unreachable!("the process goes on");
             }
             IDLE => {
-                log::log("pgbq_test: idle")?;
-                latch::wait(None)?;
-                interrupt::check().inspect_err(|_| self.failures += 1)?;
+                let outcome = log::log("pgbq_test: idle")
+                    .and_then(|()| latch::wait(None))
+                    .and_then(|_| interrupt::check());
+                outcome.inspect_err(|_| self.failures += 1)?;
                 return Ok(Next::Again);
             }
             WAIT => {
