@@ -234,13 +234,16 @@ impl Keeper {
                         && row.attempt == attempt
                 });
                 let Some(row) = row else { continue };
-                // Of an attempt that never came about, the next one has the number. Who makes that is in a slot before the row says so.
-                let others = registry::lock()?;
-                if others.has_task(self.database, work.relation, task, Some(ticket)) {
+                let (is_others, cancelled) = {
+                    let mut registry = registry::lock()?;
+                    // Of an attempt that never came about, the next one has the number. Who makes that is in a slot before the row says so.
+                    let is_others =
+                        registry.has_task(self.database, work.relation, task, Some(ticket));
+                    (is_others, registry.is_cancelled(ticket, task))
+                };
+                if is_others {
                     continue;
                 }
-                drop(others);
-                let cancelled = registry::lock()?.is_cancelled(ticket, task);
                 // that the row could not be written (the disk was full) is none of the task's doing
                 let next = outcome::after_interruption(row.interruptions, false);
                 if task != work.task && task != work.next.task && !cancelled {
@@ -290,13 +293,13 @@ impl Keeper {
             let may_connect = catalog::may_connect(role, self.database)?;
             let name = catalog::role_name(role)?;
             let mut due = scheduled.then_some(UNTIL_TOLD);
-            if !scheduled {
-                priority = best_priority(role)?;
-            } else {
+            if scheduled {
                 Store::require()?.scheduled(role, Position::FIRST, |task| {
                     (priority, due) = (task.priority, Some(task.due()));
                     false
                 })?;
+            } else {
+                priority = best_priority(role)?;
             }
             transaction.commit()?;
             if may_connect == MayConnect::Yes {

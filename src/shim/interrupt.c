@@ -75,14 +75,11 @@ pgbq_wait_event(const char *name)
 #endif
 }
 
-/*
- * Waits for this process's latch, at most so many milliseconds (for ever if negative), and resets it. Exits
- * if the postmaster dies. True if the latch was set.
- */
-int
-pgbq_wait(long timeout_ms, uint32 wait_event)
+/* Waits for this process's latch, and resets it, or for this event; at most so many milliseconds (for ever if negative). */
+static int
+wait_for_latch(int or_event, long timeout_ms, uint32 wait_event)
 {
-	int			events = WL_LATCH_SET | WL_EXIT_ON_PM_DEATH;
+	int			events = WL_LATCH_SET | or_event;
 	int			happened;
 
 	if (timeout_ms >= 0)
@@ -90,21 +87,22 @@ pgbq_wait(long timeout_ms, uint32 wait_event)
 	happened = WaitLatch(MyLatch, events, timeout_ms, wait_event);
 	if (happened & WL_LATCH_SET)
 		ResetLatch(MyLatch);
-	return (happened & WL_LATCH_SET) != 0;
+	return happened;
+}
+
+/* True if the latch was set. Exits if the postmaster dies. */
+int
+pgbq_wait(long timeout_ms, uint32 wait_event)
+{
+	return (wait_for_latch(WL_EXIT_ON_PM_DEATH, timeout_ms, wait_event) & WL_LATCH_SET) != 0;
 }
 
 /* As pgbq_wait, for callers to whom the postmaster's death is an answer as good as another. */
 PgbqWoken
 pgbq_wait_or_death(long timeout_ms, uint32 wait_event)
 {
-	int			events = WL_LATCH_SET | WL_POSTMASTER_DEATH;
-	int			happened;
+	int			happened = wait_for_latch(WL_POSTMASTER_DEATH, timeout_ms, wait_event);
 
-	if (timeout_ms >= 0)
-		events |= WL_TIMEOUT;
-	happened = WaitLatch(MyLatch, events, timeout_ms, wait_event);
-	if (happened & WL_LATCH_SET)
-		ResetLatch(MyLatch);
 	if (happened & WL_POSTMASTER_DEATH)
 		return PGBQ_POSTMASTER_DIED;
 	return (happened & WL_LATCH_SET) ? PGBQ_LATCH_SET : PGBQ_TIMED_OUT;

@@ -3,8 +3,8 @@
 use postgres::Client;
 
 use crate::harness::{
-    Server, create_role, enqueue, kill, run, scalar, task, wait_closed, wait_for_launcher,
-    wait_state, wait_until, workers,
+    Server, create_role, enqueue, enqueue_with, kill, run, scalar, task, wait_closed,
+    wait_for_launcher, wait_state, wait_until, workers,
 };
 
 const LIMIT: &str = "pg_background_queue.max_parallel_running_tasks_count";
@@ -33,14 +33,6 @@ fn shut(client: &mut Client) {
 
 fn open(client: &mut Client) {
     run(client, "SELECT pg_advisory_unlock(1)");
-}
-
-fn enqueue_with(client: &mut impl postgres::GenericClient, sql: &str, options: &str) -> i64 {
-    scalar(
-        client,
-        &format!("SELECT pg_background_queue_enqueue($1, {options})"),
-        &[&sql],
-    )
 }
 
 fn seen(client: &mut Client) -> String {

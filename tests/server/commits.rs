@@ -3,8 +3,8 @@
 use postgres::Client;
 
 use crate::harness::{
-    PATIENCE, Server, enqueue_topic, kill, run, scalar, states, wait_all_closed, wait_closed,
-    wait_state, wait_until,
+    PATIENCE, Server, enqueue_topic, enqueue_with, kill, run, scalar, states, wait_all_closed,
+    wait_closed, wait_state, wait_until,
 };
 
 const TOPICS: &str = "pg_background_queue.topic_config";
@@ -481,11 +481,7 @@ fn tasks_of_a_batch_can_be_cancelled_and_time_out() {
             } else {
                 insert(20 + n)
             };
-            scalar(
-                &mut transaction,
-                "SELECT pg_background_queue_enqueue($1, 'batch', timeout => '20 ms')",
-                &[&sql],
-            )
+            enqueue_with(&mut transaction, &sql, "'batch', timeout => '20 ms'")
         })
         .collect();
     transaction.commit().expect("commit");

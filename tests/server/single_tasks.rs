@@ -7,8 +7,8 @@ use std::time::{Duration, Instant, SystemTime};
 use postgres::Client;
 
 use crate::harness::{
-    PATIENCE, Server, Task, create_role, enqueue, enqueue_topic, run, scalar, states, task,
-    wait_all_closed, wait_closed, wait_for, wait_no_workers, wait_state, wait_until, workers,
+    PATIENCE, Server, Task, create_role, enqueue, enqueue_topic, enqueue_with, run, scalar, states,
+    task, wait_all_closed, wait_closed, wait_for, wait_no_workers, wait_state, wait_until, workers,
 };
 
 const LIMIT: &str = "pg_background_queue.max_parallel_running_tasks_count";
@@ -38,16 +38,6 @@ fn server(limit: u32) -> Server {
     create_role(&mut client, "alice");
     create_role(&mut client, "bob");
     server
-}
-
-/// Enqueues with further parameters, written as in SQL.
-#[track_caller]
-fn enqueue_with(client: &mut Client, sql: &str, options: &str) -> i64 {
-    scalar(
-        client,
-        &format!("SELECT pg_background_queue_enqueue($1, {options})"),
-        &[&sql],
-    )
 }
 
 /// The SQLSTATE with which enqueueing with these parameters is refused.

@@ -137,21 +137,28 @@ struct Watch<'a> {
 }
 
 impl Watch<'_> {
-    /// Whether the batch must end here.
-    fn must_end(&mut self) -> Result<bool> {
+    /// Makes the session ready for another text; false if that cannot be in this transaction, or something else comes first.
+    fn goes_on(&mut self) -> Result<bool> {
         self.soiled = session::is_soiled()?;
-        Ok(self.soiled || interrupt::wants_turn())
+        if self.soiled || interrupt::wants_turn() {
+            return Ok(false);
+        }
+        session::reset_settings()?;
+        Ok(true)
     }
 }
 
 impl statement::Watch for Watch<'_> {
     fn begin(&mut self, index: usize) -> Result<bool> {
         let Claimed { task, rules, .. } = &self.batch[index];
-        registry::lock()?.go_on(self.worker.ticket, task.row.id);
-        // one for the task before may have come late
-        interrupt::forget_cancel();
-        if registry::lock()?.is_cancelled(self.worker.ticket, task.row.id) {
-            return Ok(false);
+        {
+            let mut registry = registry::lock()?;
+            registry.go_on(self.worker.ticket, task.row.id);
+            // One for the task before may have come late. Who cancels holds the lock: none is lost.
+            interrupt::forget_cancel();
+            if registry.is_cancelled(self.worker.ticket, task.row.id) {
+                return Ok(false);
+            }
         }
         self.worker.prepare_session(task, *rules)?;
         crash_point("a text of a batch is about to run");
@@ -162,11 +169,7 @@ impl statement::Watch for Watch<'_> {
         let Claimed { task, store, .. } = &self.batch[index];
         store.finish(task)?;
         crash_point("a text of a batch has run");
-        if self.must_end()? {
-            return Ok(false);
-        }
-        session::reset_settings()?;
-        Ok(true)
+        self.goes_on()
     }
 
     fn failed(&mut self, index: usize, error: &Error) -> Result<bool> {
@@ -178,11 +181,7 @@ impl statement::Watch for Watch<'_> {
         let place = task.row.place();
         self.failed = Some(self.failed.map_or(place, |first| first.min(place)));
         crash_point("a text of a batch has failed");
-        if self.must_end()? {
-            return Ok(false);
-        }
-        session::reset_settings()?;
-        Ok(true)
+        self.goes_on()
     }
 
     fn before_commit(&mut self) -> Result<()> {

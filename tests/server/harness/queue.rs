@@ -126,6 +126,13 @@ pub fn enqueue_topic(client: &mut impl GenericClient, sql: &str, topic: &str) ->
     )
 }
 
+/// Enqueues `sql` with these further arguments, as they stand in the call.
+#[track_caller]
+pub fn enqueue_with(client: &mut impl GenericClient, sql: &str, arguments: &str) -> i64 {
+    let query = format!("SELECT pg_background_queue_enqueue($1, {arguments})");
+    scalar(client, &query, &[&sql])
+}
+
 /// The task's row.
 ///
 /// # Panics
