@@ -39,14 +39,16 @@ CREATE TABLE @extschema@.pg_background_tasks (
     interruptions integer NOT NULL DEFAULT 0,
     held boolean NOT NULL DEFAULT false,
     timeout_ms integer,
-    scheduled boolean NOT NULL DEFAULT false
+    scheduled boolean NOT NULL DEFAULT false,
+    lane text
 ) WITH (fillfactor = 70);
 
 -- Two are named by state, so that queries for one state find them. Finished tasks are in none of the three.
 --
--- scheduled: tasks that are not due stand apart, so that who looks for one that could start does not go over them.
+-- scheduled: tasks that are not due stand apart, so that who looks for one that could start does not go over them. lane: so do
+-- those whose topic has a limit or a delay, each topic's by themselves; with NULL they are one sequence.
 CREATE INDEX pg_background_tasks_queue_idx
-    ON @extschema@.pg_background_tasks (held, role_oid, scheduled, topic COLLATE pg_catalog."C", priority, id)
+    ON @extschema@.pg_background_tasks (held, role_oid, scheduled, lane COLLATE pg_catalog."C", priority, id)
     WHERE state IN ('pending', 'retrying');
 -- Those that are to be let into the queue at their time. NULL is at once: nobody but a superuser makes that.
 CREATE INDEX pg_background_tasks_schedule_idx
@@ -79,7 +81,8 @@ COMMENT ON COLUMN @extschema@.pg_background_tasks.interruptions IS 'Crashes of t
 COMMENT ON COLUMN @extschema@.pg_background_tasks.held IS 'It waits for pg_background_queue_release(): it was enqueued in another database or server';
 COMMENT ON COLUMN @extschema@.pg_background_tasks.timeout_ms IS 'Milliseconds after which an attempt is cancelled; NULL: what topic_config says';
 COMMENT ON COLUMN @extschema@.pg_background_tasks.scheduled IS 'It waits for due_at, and is let into the queue then';
-COMMENT ON INDEX @extschema@.pg_background_tasks_queue_idx IS 'Waiting tasks of each role and topic in the order in which they run';
+COMMENT ON COLUMN @extschema@.pg_background_tasks.lane IS 'Where it stands apart if its topic has a limit or a delay: the name of the topic after a colon; NULL is always right';
+COMMENT ON INDEX @extschema@.pg_background_tasks_queue_idx IS 'Waiting tasks of each role in the order in which they run, those of topics with a limit or a delay apart';
 COMMENT ON INDEX @extschema@.pg_background_tasks_schedule_idx IS 'Tasks that are not due yet in the order in which they will be';
 COMMENT ON INDEX @extschema@.pg_background_tasks_state_idx IS 'Running and retrying tasks, and the latest failed and cancelled ones';
 COMMENT ON SEQUENCE @extschema@.pg_background_tasks_id_seq IS 'Numbers of tasks';

@@ -3,8 +3,8 @@
 //!
 //! It is a hint: what is taken is claimed in the table only if it still is as it was seen there.
 //!
-//! Besides, it remembers how far the queue is done with, so that a look begins there and not at its head: the
-//! index entries of tasks that have run are there as long as anybody has an old snapshot.
+//! Besides, it remembers how far the main line of the queue is done with, so that a look begins there and not at its head: the
+//! index entries of tasks that have run are there as long as anybody has an old snapshot. Tasks that stand apart have no part in that.
 
 /// Most tasks that one look brings.
 pub const MOST: usize = 512;
@@ -36,6 +36,9 @@ impl Place {
 pub trait Queued: Copy {
     /// Its place.
     fn place(&self) -> Place;
+
+    /// It is not in the main line.
+    fn stands_apart(&self) -> bool;
 }
 
 /// What a look that has ended was good for.
@@ -55,7 +58,7 @@ pub struct Look {
     number: u64,
     fills: u64,
     takes: u64,
-    /// The look may begin here: nothing that could start stands before it.
+    /// The look may begin here in the main line: nothing that could start stands there before it.
     pub from: Place,
 }
 
@@ -72,13 +75,13 @@ pub struct Ready<T> {
     begun: bool,
     /// The place of what was taken last.
     taken: Place,
-    /// Nothing that could start stands before this.
+    /// Nothing that could start stands before this in the main line.
     floor: Place,
     /// Before all that has come and that no look is known to have seen.
     low: Place,
     /// Of that, before all that has come since the latest look began.
     recent: Place,
-    /// What is here is all that could start, up to the last of it.
+    /// What is here of the main line is all that could start, up to the last of it.
     complete: bool,
     first: u32,
     end: u32,
@@ -109,9 +112,12 @@ impl<T: Queued> Ready<T> {
         &self.tasks[self.first as usize..self.end as usize]
     }
 
-    /// Begins a look into the table.
-    pub fn begin_look(&mut self) -> Look {
+    /// Begins a look into the table; one that goes over the whole main line if what is known of that is not to be trusted any longer.
+    pub fn begin_look(&mut self, whole: bool) -> Look {
         self.looks += 1;
+        if whole {
+            self.floor = Place::FIRST;
+        }
         self.recent = Place::LAST;
         Look {
             number: self.looks,
@@ -141,8 +147,8 @@ impl<T: Queued> Ready<T> {
         self.begun
     }
 
-    /// Ends it: these tasks were found, sorted; those beyond [`MOST`] are forgotten. `complete` says that no others could start which
-    /// stand before the last of them (or at all, if there is none).
+    /// Ends it: these tasks were found, sorted; those beyond [`MOST`] are forgotten. `complete` says that no others of
+    /// the main line could start which stand before the last of them (or at all, if there is none).
     pub fn end_look(&mut self, look: Look, found: &[T], complete: bool) -> LookEnd {
         if self.fills != look.fills && !self.tasks().is_empty() {
             return LookEnd::TooLate;
@@ -164,10 +170,12 @@ impl<T: Queued> Ready<T> {
             // it has seen all that had come before it began
             self.low = self.recent;
         }
-        self.floor = match (self.complete, self.tasks().first()) {
+        let in_line = self.tasks().iter().find(|task| !task.stands_apart());
+        self.floor = match (self.complete, in_line) {
             (true, Some(task)) => task.place().min(self.low),
             (true, None) => look.from.min(self.low),
-            (false, _) => Place::FIRST,
+            // what it has passed over stands after that
+            (false, _) => look.from.min(self.floor),
         };
         if overlapped {
             LookEnd::Overlapped
@@ -188,10 +196,11 @@ impl<T: Queued> Ready<T> {
         self.takes += 1;
         self.begun = true;
         self.taken = task.place();
-        if index > 0 {
-            self.complete = false;
-            self.floor = Place::FIRST;
-        } else if self.complete {
+        let passed_over = self.tasks()[..index]
+            .iter()
+            .any(|task| !task.stands_apart());
+        self.complete &= !passed_over;
+        if self.complete && !task.stands_apart() {
             self.floor = self.taken.min(self.low);
         }
         Some(task)
@@ -232,6 +241,10 @@ mod tests {
                 id: self.1,
             }
         }
+
+        fn stands_apart(&self) -> bool {
+            self.1 % 4 == 0
+        }
     }
 
     type Task = (i32, i64);
@@ -245,7 +258,7 @@ mod tests {
     }
 
     fn fill(ready: &mut Ready<Task>, found: &[Task]) -> bool {
-        let look = ready.begin_look();
+        let look = ready.begin_look(false);
         ready.end_look(look, found, true) == LookEnd::Filled
     }
 
@@ -267,7 +280,25 @@ mod tests {
         assert_eq!(ready.take(2), Some((2, 1)));
         assert_eq!(ready.take(2), None);
         assert_eq!(ready.tasks(), [(1, 5), (1, 6)]);
-        assert_eq!(ready.begin_look().from, Place::FIRST);
+        assert_eq!(ready.begin_look(false).from, (1, 5).place());
+        take(&mut ready);
+        take(&mut ready);
+        assert_eq!(ready.begin_look(false).from, (1, 5).place());
+    }
+
+    #[test]
+    fn what_stands_apart_does_not_keep_the_main_line() {
+        let mut ready = ready();
+        fill(&mut ready, &[(1, 4), (1, 5), (1, 6), (1, 8), (1, 9)]);
+        assert_eq!(ready.begin_look(false).from, (1, 5).place());
+        assert_eq!(ready.take(1), Some((1, 5)));
+        assert_eq!(ready.take(1), Some((1, 6)));
+        assert_eq!(ready.begin_look(false).from, (1, 6).place());
+        assert_eq!(ready.tasks(), [(1, 4), (1, 8), (1, 9)]);
+        assert_eq!(ready.take(1), Some((1, 8)));
+        assert_eq!(ready.begin_look(false).from, (1, 6).place());
+        assert_eq!(ready.take(1), Some((1, 9)));
+        assert_eq!(ready.begin_look(false).from, (1, 9).place());
     }
 
     #[test]
@@ -276,9 +307,9 @@ mod tests {
         fill(&mut ready, &[(1, 5), (1, 7)]);
         take(&mut ready);
         take(&mut ready);
-        assert_eq!(ready.begin_look().from, (1, 7).place());
+        assert_eq!(ready.begin_look(false).from, (1, 7).place());
         assert!(fill(&mut ready, &[]));
-        assert_eq!(ready.begin_look().from, (1, 7).place());
+        assert_eq!(ready.begin_look(false).from, (1, 7).place());
     }
 
     #[test]
@@ -287,26 +318,46 @@ mod tests {
         fill(&mut ready, &[(1, 5), (1, 7)]);
         take(&mut ready);
         ready.arrive((1, 2).place());
-        assert_eq!(ready.begin_look().from, (1, 2).place());
+        assert_eq!(ready.begin_look(false).from, (1, 2).place());
         take(&mut ready);
-        assert_eq!(ready.begin_look().from, (1, 2).place());
+        assert_eq!(ready.begin_look(false).from, (1, 2).place());
         // during a look that has not seen it
         fill(&mut ready, &[(1, 2)]);
         take(&mut ready);
-        let look = ready.begin_look();
+        let look = ready.begin_look(false);
         ready.arrive((0, 9).place());
         ready.end_look(look, &[(1, 8)], true);
         take(&mut ready);
-        assert_eq!(ready.begin_look().from, (0, 9).place());
+        assert_eq!(ready.begin_look(false).from, (0, 9).place());
     }
 
     #[test]
     fn a_look_that_saw_only_part_of_what_could_start_promises_nothing() {
         let mut ready = ready();
-        let look = ready.begin_look();
+        let look = ready.begin_look(false);
         assert_eq!(ready.end_look(look, &[(1, 5)], false), LookEnd::Filled);
         take(&mut ready);
-        assert_eq!(ready.begin_look().from, Place::FIRST);
+        assert_eq!(ready.begin_look(false).from, Place::FIRST);
+        // nor does it take anything back
+        fill(&mut ready, &[(1, 2), (1, 3)]);
+        take(&mut ready);
+        let look = ready.begin_look(false);
+        ready.end_look(look, &[], false);
+        assert_eq!(ready.begin_look(false).from, (1, 2).place());
+    }
+
+    #[test]
+    fn a_whole_look_begins_at_the_head() {
+        let mut ready = ready();
+        fill(&mut ready, &[(1, 5), (1, 6)]);
+        take(&mut ready);
+        let look = ready.begin_look(true);
+        assert_eq!(look.from, Place::FIRST);
+        // until one has seen all of it
+        ready.end_look(look, &[(0, 9)], false);
+        assert_eq!(ready.begin_look(false).from, Place::FIRST);
+        fill(&mut ready, &[(0, 9), (1, 6)]);
+        assert_eq!(ready.begin_look(false).from, (0, 9).place());
     }
 
     #[test]
@@ -316,22 +367,22 @@ mod tests {
         take(&mut ready);
         ready.clear();
         assert_eq!(take(&mut ready), None);
-        assert_eq!(ready.begin_look().from, (1, 5).place());
+        assert_eq!(ready.begin_look(false).from, (1, 5).place());
         ready.reset();
-        assert_eq!(ready.begin_look().from, Place::FIRST);
+        assert_eq!(ready.begin_look(false).from, Place::FIRST);
     }
 
     #[test]
     fn the_floor_rises_while_tasks_come() {
         let mut ready = ready();
-        for id in 1..10 {
+        for id in (1..40).step_by(4) {
             ready.arrive((1, id).place());
-            let look = ready.begin_look();
+            let look = ready.begin_look(false);
             // one comes during each look
-            ready.arrive((1, id + 1).place());
+            ready.arrive((1, id + 4).place());
             ready.end_look(look, &[(1, id)], true);
             take(&mut ready);
-            assert_eq!(ready.begin_look().from, (1, id).place());
+            assert_eq!(ready.begin_look(false).from, (1, id).place());
         }
     }
 
@@ -345,7 +396,7 @@ mod tests {
         ready.arrive((0, 9).place());
         assert!(ready.is_passed_over());
         // another one comes during each look: they do not follow each other without end
-        let look = ready.begin_look();
+        let look = ready.begin_look(false);
         ready.arrive((0, 10).place());
         ready.end_look(look, &[(0, 9), (1, 6), (1, 7)], true);
         assert!(!ready.is_passed_over());
@@ -359,7 +410,7 @@ mod tests {
     #[test]
     fn the_slower_of_two_looks_is_forgotten() {
         let mut ready = ready();
-        let (slow, fast) = (ready.begin_look(), ready.begin_look());
+        let (slow, fast) = (ready.begin_look(false), ready.begin_look(false));
         assert_eq!(
             ready.end_look(fast, &[(1, 1), (1, 2)], true),
             LookEnd::Filled
@@ -440,12 +491,12 @@ mod tests {
             }
             Event::Clear => ready.clear(),
             Event::Look(most, inside) => {
-                let look = ready.begin_look();
+                let look = ready.begin_look(false);
                 let from = look.from;
                 let found: Vec<Task> = table
                     .open
                     .iter()
-                    .filter(|task| task.place() >= from)
+                    .filter(|task| task.stands_apart() || task.place() >= from)
                     .take(*most)
                     .copied()
                     .collect();

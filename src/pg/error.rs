@@ -67,6 +67,8 @@ pub mod sqlstate {
     pub const INSUFFICIENT_RESOURCES: SqlState = SqlState::new(b"53000");
     /// `serialization_failure`
     pub const SERIALIZATION_FAILURE: SqlState = SqlState::new(b"40001");
+    /// `program_limit_exceeded`
+    pub const PROGRAM_LIMIT_EXCEEDED: SqlState = SqlState::new(b"54000");
     /// `query_canceled`
     pub const QUERY_CANCELED: SqlState = SqlState::new(b"57014");
     /// `lock_not_available`

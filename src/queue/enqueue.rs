@@ -1,6 +1,6 @@
 //! Putting a task into the queue.
 
-use super::store::{NewTask, Store};
+use super::store::{Lane, NewTask, Store};
 use super::{registry, topics, wake};
 use crate::core::ready::Place;
 use crate::pg::catalog::{self, MayConnect};
@@ -40,6 +40,14 @@ pub fn enqueue(sql: Option<&[u8]>, topic: Option<&[u8]>, options: Options) -> Re
             "the SQL text of a task must not be empty",
         ));
     }
+    if topic.is_some_and(|topic| topic.len() > topics::MOST_TOPIC_BYTES) {
+        let most = topics::MOST_TOPIC_BYTES;
+        return Err(Error::new(
+            sqlstate::PROGRAM_LIMIT_EXCEEDED,
+            "the topic of a task is too long",
+        )
+        .detail(format!("It must not have more than {most} bytes.")));
+    }
     let out_of_range = |what: &str| Error::new(sqlstate::INVALID_PARAMETER_VALUE, what);
     if options.retry_count.is_some_and(|count| count < 0) {
         return Err(out_of_range("retry_count must not be negative"));
@@ -59,13 +67,16 @@ pub fn enqueue(sql: Option<&[u8]>, topic: Option<&[u8]>, options: Options) -> Re
     let role = security::current_role();
     let role_name = catalog::role_name(role)?.unwrap_or_default();
     refuse_without_login(role, &role_name)?;
+    let rules = topics::rules(topic)?;
     let task = NewTask {
         sql,
         topic,
-        priority: match options.priority {
-            Some(own) => own,
-            None => topics::rules(topic)?.priority,
+        lane: if rules.apart {
+            Some(Lane::of(topic)?)
+        } else {
+            None
         },
+        priority: options.priority.unwrap_or(rules.priority),
         role,
         role_name: &role_name,
         search_path: &guc::search_path(),

@@ -22,7 +22,7 @@ use crate::pg::{Oid, Result, control, crash_point, guc, log, sqlstate};
 const BATCH: usize = 100;
 
 /// Topics of a role whose first tasks are looked at; the worker of one that has more will find the best of them.
-const MOST_TOPICS: usize = 1000;
+const MOST_LANES: usize = 1000;
 
 /// The main function of a keeper process.
 ///
@@ -348,23 +348,21 @@ impl Keeper {
 
 /// The best priority of the tasks of a role that are in the queue. In a transaction.
 fn best_priority(role: Oid) -> Result<i32> {
-    let (mut best, mut topics) = (i32::MAX, 0);
-    Store::require()?.waiting(role, |seen| match seen {
-        Seen::Topic(..) => {
-            topics += 1;
-            Ok(Step::Next)
-        }
-        // each topic's first
-        Seen::Task(task, _) => {
-            best = best.min(task.priority);
-            Ok(if topics < MOST_TOPICS {
-                Step::NextTopic
-            } else {
-                Step::Stop
-            })
-        }
-    })?;
-    Ok(if topics < MOST_TOPICS { best } else { i32::MIN })
+    let store = Store::require()?;
+    let (mut best, mut lanes) = (i32::MAX, 0);
+    // the first of each
+    let mut see = |seen: Seen<'_>| {
+        best = best.min(seen.task.priority);
+        lanes += 1;
+        Ok(if lanes < MOST_LANES {
+            Step::NextLane
+        } else {
+            Step::Stop
+        })
+    };
+    store.main_line(role, Place::FIRST, &mut see)?;
+    store.lanes(role, &mut see)?;
+    Ok(if lanes < MOST_LANES { best } else { i32::MIN })
 }
 
 fn terminated_error() -> Vec<u8> {

@@ -3,13 +3,14 @@
 use std::collections::{HashMap, HashSet};
 
 use super::registry::{self, Key, MayStart, Sight, UNTIL_TOLD};
-use super::store::{Candidate, Seen, Step, Store};
+use super::store::{Candidate, Lane, Seen, Step, Store};
 use super::topics::{Configuration, Rules, TopicId};
 use crate::core::ready::{self, Place, Queued};
 use crate::pg::Result;
 use crate::pg::bgworker::pool::Ticket;
+use crate::pg::table::Updated;
 
-/// Tasks of one topic that are taken at once, while there are others.
+/// Tasks of one lane that are taken at once, while there are others.
 const MOST_OF_ONE: usize = 64;
 
 /// Tasks of a topic that is at its limit, which are kept for when one of its tasks ends.
@@ -17,6 +18,12 @@ const MOST_IN_RESERVE: usize = 8;
 
 /// Of all such topics together.
 const MOST_IN_ALL_RESERVES: usize = 64;
+
+/// All others.
+const MOST_FREE: usize = ready::MOST - MOST_IN_ALL_RESERVES;
+
+/// Tasks that one look moves to where they belong.
+const MOST_STRAYS: usize = 512;
 
 /// Who looks, and for what.
 pub struct Question<'a> {
@@ -28,8 +35,12 @@ pub struct Question<'a> {
     pub configuration: &'a Configuration,
     /// Tasks whose rows somebody holds, and until when they are left alone.
     pub held_rows: &'a [(i64, i64)],
-    /// Where to begin, if all tasks are without a topic.
+    /// The same of those that are to be moved.
+    pub held_strays: &'a [(i64, i64)],
+    /// Where to begin in the main line.
     pub from: Place,
+    /// Tasks that are not where they belong are moved; else they are passed over.
+    pub moves: bool,
     /// The time.
     pub now: i64,
 }
@@ -40,10 +51,14 @@ pub struct Answer {
     pub tasks: Vec<Candidate>,
     /// What else was seen; `ends` and `bumps` are the caller's business.
     pub sight: Sight,
-    /// No others could start which stand before the last of them, or at all if there is none.
+    /// No others of the main line could start which stand before the last of them, or at all if there is none.
     pub complete: bool,
     /// One of them could start now.
     pub can_start: bool,
+    /// Tasks were moved to where they belong: it has to be looked again, from which nothing else is known.
+    pub moved: bool,
+    /// Those that were not, because somebody holds their rows.
+    pub held: Vec<i64>,
 }
 
 impl Answer {
@@ -54,13 +69,15 @@ impl Answer {
             sight: Sight::NOTHING,
             complete: false,
             can_start: false,
+            moved: false,
+            held: Vec::new(),
         }
     }
 }
 
-/// A topic in the course of a look.
+/// A lane in the course of a look.
 struct Topic {
-    name: Option<Vec<u8>>,
+    lane: Lane,
     id: TopicId,
     rules: Rules,
     /// It is at its limit.
@@ -74,17 +91,29 @@ struct Topic {
     cut: bool,
 }
 
+/// A task that is not where it belongs: its topic has, or had, no limit when it was enqueued.
+struct Stray {
+    task: Candidate,
+    lane: Option<Lane>,
+}
+
 struct Look<'a> {
     question: Question<'a>,
     store: &'a Store,
+    /// The lanes.
     topics: Vec<Topic>,
     tasks: Vec<Candidate>,
+    strays: Vec<Stray>,
+    /// The topic of the last task, and what is in force for it.
+    latest: Option<(TopicId, Rules)>,
+    /// The last task of the main line, if there is more.
+    line_cut: Option<Place>,
     sight: Sight,
     complete: bool,
     suspect_turn: Option<i64>,
 }
 
-/// Looks. In a transaction.
+/// Looks. In a transaction that must be committed.
 ///
 /// # Errors
 /// I/O.
@@ -95,59 +124,114 @@ pub fn look(store: &Store, question: Question<'_>) -> Result<Answer> {
         store,
         topics: Vec::new(),
         tasks: Vec::new(),
+        strays: Vec::new(),
+        latest: None,
+        line_cut: None,
         sight: Sight::NOTHING,
         complete: true,
         suspect_turn,
     };
-    let role = look.question.key.role;
-    if store.has_topics(role)? {
-        store.waiting(role, |seen| look.see(seen))?;
-        look.settle_delay()?;
-        look.fetch_more()?;
+    let (role, from) = (look.question.key.role, look.question.from);
+    store.main_line(role, from, |seen| look.see_in_line(&seen))?;
+    store.lanes(role, |seen| look.see(&seen))?;
+    look.settle_delay()?;
+    look.fetch_more()?;
+    if look.strays.is_empty() {
+        Ok(look.answer())
     } else {
-        // they are one sequence, of which the beginning is known to be done
-        let from = look.question.from;
-        look.begin_topic(None, TopicId::of(None))?;
-        if let Some(all) = look.topics.last_mut()
-            && !all.rules.limited
-        {
-            all.quota = ready::MOST;
-        }
-        if look.topics.last().is_some_and(|all| all.quota > 0) {
-            store.waiting_in(role, None, from, |seen| look.see(seen))?;
-        }
-        look.settle_delay()?;
+        look.move_strays()
     }
-    Ok(look.answer())
 }
 
 impl Look<'_> {
-    fn see(&mut self, seen: Seen<'_>) -> Result<Step> {
-        match seen {
-            Seen::Topic(name, id) => {
-                if self.topics.last().is_none_or(|topic| topic.id != id) {
-                    self.settle_delay()?;
-                    self.begin_topic(name, id)?;
-                }
-                let goes_on = self.topics.last().is_some_and(|topic| topic.quota > 0);
-                Ok(if goes_on { Step::Next } else { Step::NextTopic })
+    /// A task of the main line: nothing keeps it from starting.
+    fn see_in_line(&mut self, seen: &Seen<'_>) -> Result<Step> {
+        let task = seen.task;
+        if self.rules_of(task.topic).apart {
+            self.complete = false;
+            return Ok(self.see_stray(task, Some(Lane::of(seen.topic)?)));
+        }
+        if let Some(until) = self.waits_until(&task, seen.due) {
+            self.sight.next_due = self.sight.next_due.min(until);
+            self.complete = false;
+            return Ok(Step::Next);
+        }
+        if self.tasks.len() == MOST_FREE {
+            self.line_cut = self.tasks.last().map(Queued::place);
+            self.sight.more = true;
+            return Ok(Step::Stop);
+        }
+        self.tasks.push(task);
+        Ok(Step::Next)
+    }
+
+    fn see(&mut self, seen: &Seen<'_>) -> Result<Step> {
+        let home = Lane::of(seen.topic)?;
+        if seen.lane != Some(&home) {
+            // somebody has changed the row
+            let lane = self.rules_of(seen.task.topic).apart.then_some(home);
+            return Ok(self.see_stray(seen.task, lane));
+        }
+        if self.topics.last().is_none_or(|topic| topic.lane != home) {
+            self.settle_delay()?;
+            self.begin_lane(home, seen.task.topic)?;
+        }
+        if self.topics.last().is_some_and(|topic| topic.quota == 0) {
+            return Ok(Step::NextLane);
+        }
+        Ok(self.see_in_lane(seen.task, seen.due))
+    }
+
+    fn rules_of(&mut self, topic: TopicId) -> Rules {
+        match self.latest {
+            Some((latest, rules)) if latest == topic => rules,
+            _ => {
+                let rules = self.question.configuration.rules(topic);
+                self.latest = Some((topic, rules));
+                rules
             }
-            Seen::Task(task, due) => Ok(self.see_task(task, due)),
         }
     }
 
-    /// Finds out how many tasks of this topic are wanted.
-    fn begin_topic(&mut self, name: Option<&[u8]>, id: TopicId) -> Result<()> {
-        let Question {
-            key,
-            configuration,
-            now,
-            ..
-        } = self.question;
-        let rules = configuration.rules(id);
-        // the more topics, the fewer tasks of each
+    /// A task that stands where it is in the way of others, or they in its: it is moved.
+    fn see_stray(&mut self, task: Candidate, lane: Option<Lane>) -> Step {
+        if !self.question.moves {
+            return Step::Next;
+        }
+        if let Some(until) = held_until(self.question.held_strays, &task) {
+            self.sight.next_due = self.sight.next_due.min(until);
+            return Step::Next;
+        }
+        self.strays.push(Stray { task, lane });
+        if self.strays.len() == MOST_STRAYS {
+            Step::Stop
+        } else {
+            Step::Next
+        }
+    }
+
+    /// Until when a task has to wait, whatever its topic says.
+    fn waits_until(&mut self, task: &Candidate, due: i64) -> Option<i64> {
+        if let Some(turn) = self.suspect_turn.filter(|_| task.interruptions > 0) {
+            self.sight.blocked = true;
+            self.sight.passed_over = true;
+            return Some(turn);
+        }
+        let due = held_until(self.question.held_rows, task).unwrap_or(due);
+        (due > self.question.now).then_some(due)
+    }
+
+    /// Finds out how many tasks of this lane are wanted.
+    fn begin_lane(&mut self, lane: Lane, id: TopicId) -> Result<()> {
+        let Question { key, now, .. } = self.question;
+        let rules = self.rules_of(id);
+        // the more lanes, the fewer tasks of each
         let fair = (2 * ready::MOST / (self.topics.len() + 1)).clamp(1, MOST_OF_ONE);
-        let may_start = registry::lock()?.may_start(key.database, id, rules, 0, now);
+        let may_start = if rules.limited {
+            registry::lock()?.may_start(key.database, id, rules, 0, now)
+        } else {
+            MayStart::Yes(rules.limit)
+        };
         let (full, quota) = match may_start {
             MayStart::Blocked if rules.limit == 0 || rules.delay > 0 => (true, 0),
             MayStart::Blocked => (true, fair.min(MOST_IN_RESERVE)),
@@ -158,11 +242,8 @@ impl Look<'_> {
             self.sight.blocked = true;
             self.sight.passed_over |= quota == 0;
         }
-        if full || rules.delay > 0 {
-            self.complete = false;
-        }
         self.topics.push(Topic {
-            name: name.map(<[u8]>::to_vec),
+            lane,
             id,
             rules,
             full,
@@ -205,30 +286,24 @@ impl Look<'_> {
         Ok(())
     }
 
-    fn see_task(&mut self, task: Candidate, due: i64) -> Step {
+    fn see_in_lane(&mut self, task: Candidate, due: i64) -> Step {
+        let Some(topic) = self.topics.last() else {
+            return Step::Stop;
+        };
+        let (full, is_enough) = (topic.full, topic.found == topic.quota);
+        if !is_enough && let Some(until) = self.waits_until(&task, due) {
+            if !full {
+                self.sight.next_due = self.sight.next_due.min(until);
+            }
+            return Step::Next;
+        }
         let Some(topic) = self.topics.last_mut() else {
             return Step::Stop;
         };
-        if topic.found == topic.quota {
+        if is_enough {
             topic.cut = true;
             self.sight.more = true;
-            return Step::NextTopic;
-        }
-        let held = self
-            .question
-            .held_rows
-            .iter()
-            .find(|&&(id, _)| id == task.id);
-        let due = held.map_or(due, |&(_, until)| until);
-        let turn = self.suspect_turn.filter(|_| task.interruptions > 0);
-        if due > self.question.now || turn.is_some() {
-            if !topic.full {
-                self.sight.next_due = self.sight.next_due.min(turn.unwrap_or(due));
-            }
-            self.sight.blocked |= turn.is_some();
-            self.sight.passed_over |= turn.is_some();
-            self.complete = false;
-            return Step::Next;
+            return Step::NextLane;
         }
         topic.found += 1;
         topic.last = task.place();
@@ -236,21 +311,31 @@ impl Look<'_> {
         Step::Next
     }
 
-    /// Up to where nothing is missing: the first of the last known tasks of topics that have more. Limited topics do not
-    /// count: their last known task says so itself.
-    fn bound(&self) -> Option<usize> {
+    /// Up to where nothing is missing: the first of the last known tasks of the main line and of lanes that have more. Limited topics do
+    /// not count: their last known task says so itself.
+    fn bound(&self) -> Option<Bound> {
         let cut = |topic: &Topic| topic.cut && !topic.rules.limited;
-        (0..self.topics.len())
+        let lanes = (0..self.topics.len())
             .filter(|&i| cut(&self.topics[i]))
-            .min_by_key(|&i| self.topics[i].last)
+            .map(|i| Bound {
+                place: self.topics[i].last,
+                lane: Some(i),
+            });
+        let line = self.line_cut.map(|place| Bound { place, lane: None });
+        lanes.chain(line).min_by_key(|bound| bound.place)
     }
 
-    /// Where topics have unlike numbers of tasks, or unlike priorities, the first tasks may all be of a few of them.
+    /// Where lanes have unlike numbers of tasks, or unlike priorities, the first tasks may all be of a few of them.
     fn fetch_more(&mut self) -> Result<()> {
         for _ in 0..MOST_OF_ONE {
-            let Some(i) = self.bound() else { break };
-            let bound = self.topics[i].last;
-            let known = self.tasks.iter().filter(|task| task.place() <= bound);
+            let Some(Bound {
+                place,
+                lane: Some(i),
+            }) = self.bound()
+            else {
+                break;
+            };
+            let known = self.tasks.iter().filter(|task| task.place() <= place);
             if known.count() >= MOST_OF_ONE {
                 break;
             }
@@ -259,29 +344,43 @@ impl Look<'_> {
             let topic = &mut self.topics[last];
             topic.quota += MOST_OF_ONE;
             topic.cut = false;
-            let (name, role) = (topic.name.clone(), self.question.key.role);
+            let lane = topic.lane.clone();
             let after = Place {
-                id: bound.id.saturating_add(1),
-                ..bound
+                id: place.id.saturating_add(1),
+                ..place
             };
-            let store = self.store;
-            store.waiting_in(role, name.as_deref(), after, |seen| match seen {
-                Seen::Topic(..) => Ok(Step::Next),
-                Seen::Task(task, due) => Ok(self.see_task(task, due)),
-            })?;
+            let (store, role) = (self.store, self.question.key.role);
+            store.lane(role, &lane, after, |seen| self.see(&seen))?;
         }
         Ok(())
     }
 
+    /// Moves the strays to where they belong.
+    fn move_strays(&self) -> Result<Answer> {
+        let mut held = Vec::new();
+        for Stray { task, lane } in &self.strays {
+            let role = self.question.key.role;
+            if self.store.put_into(lane.as_ref(), task, role)? == Updated::Locked {
+                held.push(task.id);
+            }
+        }
+        Ok(Answer {
+            moved: true,
+            held,
+            ..Answer::nothing()
+        })
+    }
+
     fn answer(mut self) -> Answer {
-        if let Some(i) = self.bound() {
-            let bound = self.topics[i].last;
-            self.tasks.retain(|task| task.place() <= bound);
+        if let Some(Bound { place, .. }) = self.bound() {
+            self.tasks.retain(|task| task.place() <= place);
         }
         self.tasks.sort_unstable_by_key(Queued::place);
         let topics: HashMap<TopicId, &Topic> =
             self.topics.iter().map(|topic| (topic.id, topic)).collect();
-        let is_full = |task: &Candidate| topics.get(&task.topic).is_some_and(|topic| topic.full);
+        let is_full = |task: &Candidate| {
+            task.apart && topics.get(&task.topic).is_some_and(|topic| topic.full)
+        };
         // those that cannot start yet must not take the place of those that can
         let (mut free, mut in_reserve) = (0, 0);
         let before = self.tasks.len();
@@ -289,7 +388,7 @@ impl Look<'_> {
             let (count, most) = if is_full(task) {
                 (&mut in_reserve, MOST_IN_ALL_RESERVES)
             } else {
-                (&mut free, ready::MOST - MOST_IN_ALL_RESERVES)
+                (&mut free, MOST_FREE)
             };
             *count += 1;
             *count <= most
@@ -300,11 +399,11 @@ impl Look<'_> {
         self.sight.passed_over |= in_reserve > MOST_IN_ALL_RESERVES;
         // a worker that takes the last known task of a limited topic looks again: others of it may be the next in order
         let mut kept: HashMap<TopicId, usize> = HashMap::new();
-        for task in &self.tasks {
+        for task in self.tasks.iter().filter(|task| task.apart) {
             *kept.entry(task.topic).or_insert(0) += 1;
         }
         let mut ended = HashSet::new();
-        for task in self.tasks.iter_mut().rev() {
+        for task in self.tasks.iter_mut().rev().filter(|task| task.apart) {
             if let Some(topic) = topics.get(&task.topic).filter(|topic| topic.rules.limited)
                 && ended.insert(task.topic)
             {
@@ -314,12 +413,25 @@ impl Look<'_> {
         for topic in self.topics.iter().filter(|topic| topic.rules.limited) {
             self.sight.passed_over |= topic.found > 0 && !kept.contains_key(&topic.id);
         }
-        let can_start = self.tasks.iter().any(|task| !is_full(task));
         Answer {
             sight: self.sight,
             complete: self.complete,
-            can_start,
+            can_start: self.tasks.iter().any(|task| !is_full(task)),
             tasks: self.tasks,
+            ..Answer::nothing()
         }
     }
+}
+
+/// Until when a task is left alone, if somebody holds its row.
+fn held_until(held: &[(i64, i64)], task: &Candidate) -> Option<i64> {
+    let held = held.iter().find(|&&(id, _)| id == task.id);
+    held.map(|&(_, until)| until)
+}
+
+/// See [`Look::bound`].
+struct Bound {
+    place: Place,
+    /// Which lane's last task that is; `None` is the main line's.
+    lane: Option<usize>,
 }

@@ -98,6 +98,9 @@ pub struct Rules {
     pub limit: usize,
     /// That is less than all may, or starts are delayed.
     pub limited: bool,
+    /// Its tasks stand apart from others, because they may have to wait for each other. That does not depend on how many of all may run,
+    /// which is lowered and raised more often than the limits of topics.
+    pub apart: bool,
     /// Retries of a failing task.
     pub retry_count: i32,
     /// Microseconds that each of its parallel slots waits before each start.
@@ -148,6 +151,7 @@ fn combine(own: Topic) -> Rules {
     Rules {
         limit,
         limited: limit < all || delay > 0,
+        apart: own.limit.is_some() || delay > 0,
         retry_count: own.retry_count.unwrap_or_else(settings::retry_count),
         delay: i64::from(delay) * 1_000_000,
         priority: own.priority.unwrap_or(DEFAULT_PRIORITY),
@@ -160,6 +164,9 @@ fn combine(own: Topic) -> Rules {
             .map_or(1, |most| usize::try_from(most).unwrap_or(1)),
     }
 }
+
+/// The longest name of a topic, in bytes: what an index entry has room for.
+pub const MOST_TOPIC_BYTES: usize = 2048;
 
 /// The priority of a task that nothing gives another.
 const DEFAULT_PRIORITY: i32 = 100;

@@ -6,6 +6,7 @@ mod run;
 
 use std::collections::VecDeque;
 use std::rc::Rc;
+use std::time::{Duration, Instant};
 
 use super::look::{self, Answer, Question};
 use super::registry::{self, Key, PROCESSES, Registry, Sight, UNTIL_TOLD};
@@ -30,6 +31,12 @@ const MOST_TASKS: u64 = 100_000;
 
 /// How long a row that somebody else holds is left alone, in microseconds.
 const LOCKED_ROW_MICROSECONDS: i64 = 1_000_000;
+
+/// How long a worker goes on moving tasks to their lanes before others of its role's tasks have their turn.
+const MOVES_TURN: Duration = Duration::from_millis(200);
+
+/// How long those have it then, in microseconds; a task that has begun runs to its end.
+const MOVES_PAUSE_MICROSECONDS: i64 = 10_000;
 
 /// The main function of a worker process.
 ///
@@ -60,9 +67,10 @@ pub fn main(argument: Datum) -> Result<()> {
         memory: Rc::new(MemoryContext::new("pg_background_queue errors")?),
         sight: Sight::NOTHING,
         held_rows: Vec::new(),
-        held_in_schedule: Vec::new(),
+        held_moves: Vec::new(),
+        moves_since: None,
         done: 0,
-        since: time::now(),
+        since: Instant::now(),
         idle_since: None,
         claimed: VecDeque::new(),
         chains: true,
@@ -89,13 +97,16 @@ struct Worker {
     sight: Sight,
     /// Tasks whose rows somebody else holds, and until when they are left alone.
     held_rows: Vec<(i64, i64)>,
-    /// The same of tasks that are due but not in the queue. Often it is another worker that is letting them in: this one does not pass over them then.
-    held_in_schedule: Vec<(i64, i64)>,
+    /// The same of tasks that are to be moved, from the schedule or to their lanes. Often it is another worker that is moving them: this one
+    /// does not pass over them then.
+    held_moves: Vec<(i64, i64)>,
+    /// Since when it has moved tasks to their lanes without having anything else to do.
+    moves_since: Option<Instant>,
     done: u64,
     /// When it began to serve its role.
-    since: i64,
+    since: Instant,
     /// Since when it has had nothing to do.
-    idle_since: Option<i64>,
+    idle_since: Option<Instant>,
     /// Tasks that are claimed and have not run: the one that was claimed together with the end of the last one, or what is left of a batch.
     claimed: VecDeque<Claimed>,
     /// It may claim the next task together with the end of this one.
@@ -166,7 +177,7 @@ impl Worker {
     /// Says in the slot that it serves its role now.
     fn announce(&self) -> Result<()> {
         if let Some(slot) = pool::find(registry::lock()?.slots, self.ticket) {
-            slot.payload.changed = self.since;
+            slot.payload.changed = time::now();
         }
         Ok(())
     }
@@ -184,14 +195,18 @@ impl Worker {
             (bumps, ends)
         };
         self.held_rows.retain(|&(_, until)| until > now);
+        // a topic that has got a limit while a million of its tasks wait does not keep others waiting until all are moved
+        let moves = self
+            .moves_since
+            .is_none_or(|since| since.elapsed() < MOVES_TURN);
         let transaction = Transaction::begin(Durability::Asynchronous)?;
         self.notice_changes()?;
-        let held = &mut self.held_in_schedule;
+        let held = &mut self.held_moves;
         let (transaction, due) = schedule::let_in_due(transaction, self.key, held, bumps, now)?;
         let bumps = due.bumps;
         let Some(begun) = registry::lock()?
             .shelf(self.key)
-            .map(|shelf| shelf.ready.begin_look())
+            .map(|shelf| shelf.begin_look(now))
         else {
             return Ok(false);
         };
@@ -203,6 +218,8 @@ impl Worker {
                     ticket: self.ticket,
                     configuration: &topics::configuration()?,
                     held_rows: &self.held_rows,
+                    held_strays: &self.held_moves,
+                    moves,
                     from: begun.from,
                     now,
                 },
@@ -210,6 +227,17 @@ impl Worker {
             None => Answer::nothing(),
         };
         transaction.commit()?;
+        if answer.moved {
+            self.moves_since.get_or_insert_with(Instant::now);
+            let until = now + LOCKED_ROW_MICROSECONDS;
+            self.held_moves
+                .extend(answer.held.iter().map(|&id| (id, until)));
+            return Ok(true);
+        }
+        self.moves_since = None;
+        if !moves {
+            answer.sight.next_due = answer.sight.next_due.min(now + MOVES_PAUSE_MICROSECONDS);
+        }
         answer.sight.bumps = bumps;
         answer.sight.ends = ends;
         answer.sight.next_due = answer.sight.next_due.min(due.next_due);
@@ -276,9 +304,10 @@ impl Worker {
 
     /// Waits for work, unless some has come meanwhile, or leaves.
     fn wait(&mut self) -> Result<Next> {
-        let now = time::now();
-        let idle_since = *self.idle_since.get_or_insert(now);
-        let timeout_ms = settings::worker_idle_timeout() - (now - idle_since) / 1000;
+        let begins = self.idle_since.is_none();
+        let idle_since = *self.idle_since.get_or_insert_with(Instant::now);
+        let idle_ms = i64::try_from(idle_since.elapsed().as_millis()).unwrap_or(i64::MAX);
+        let timeout_ms = settings::worker_idle_timeout().saturating_sub(idle_ms);
         {
             let mut registry = registry::lock()?;
             let stale = self.is_stale(&registry);
@@ -301,7 +330,9 @@ impl Worker {
                 return Ok(Next::Leave);
             }
             slot.payload.idle = true;
-            slot.payload.changed = idle_since;
+            if begins {
+                slot.payload.changed = time::now();
+            }
         }
         session::report_statistics(true)?;
         let event = WaitEvent::named(c"PgBackgroundQueueWorkerMain")?;

@@ -592,7 +592,10 @@ fn a_worker_that_is_ended_in_a_batch_harms_only_the_task_that_ran() {
             kill(pid, signal);
         }
         if signal == libc::SIGKILL {
-            drop(client);
+            // a new session could come before the postmaster has noticed, and go with all the others
+            wait_until("the crash to end all sessions", || {
+                client.simple_query("SELECT 1").is_err()
+            });
             client = crate::harness::wait_for("the server to be back", PATIENCE, || {
                 server.connector().try_connect("postgres", "postgres").ok()
             });

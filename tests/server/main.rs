@@ -18,6 +18,7 @@ mod faults;
 mod fuzz;
 mod isolation;
 mod kit;
+mod lanes;
 mod limits;
 mod monitoring;
 mod not_preloaded;

@@ -5,7 +5,8 @@ use std::time::{Duration, SystemTime};
 use postgres::Client;
 
 use crate::harness::{
-    PATIENCE, Server, Task, enqueue, run, scalar, task, wait_all_closed, wait_for, wait_state,
+    PATIENCE, Server, Task, enqueue, index_reads, run, scalar, task, wait_all_closed, wait_for,
+    wait_state,
 };
 
 const LIMIT: &str = "pg_background_queue.max_parallel_running_tasks_count";
@@ -62,26 +63,6 @@ fn order(client: &mut Client) -> Vec<i32> {
         "SELECT coalesce(array_agg(n ORDER BY place), '{}') FROM runs",
         &[],
     )
-}
-
-/// Scans and entries read of the two indexes that looks go through, when at least so many scans were told of.
-fn index_reads(client: &mut Client, least: i64) -> (i64, i64) {
-    let mut last = (-1, -1);
-    wait_for("the statistics", PATIENCE, || {
-        // a worker tells when it becomes idle, and before 15 a process collects that
-        std::thread::sleep(Duration::from_millis(1500));
-        let row = client
-            .query_one(
-                "SELECT sum(idx_scan)::bigint, sum(idx_tup_read)::bigint FROM pg_stat_user_indexes \
-                 WHERE indexrelname IN ('pg_background_tasks_queue_idx', 'pg_background_tasks_schedule_idx')",
-                &[],
-            )
-            .expect("statistics");
-        let now = (row.get(0), row.get(1));
-        let settled = now == last && now.0 >= least;
-        last = now;
-        settled.then_some(now)
-    })
 }
 
 /// Entries of these indexes that are read while so many plain tasks run, one after the other.

@@ -2,7 +2,7 @@
 //! which all of them take.
 
 use super::{Key, MayStart, Registry, UNTIL_TOLD};
-use crate::core::ready::Ready;
+use crate::core::ready::{Look, Ready};
 use crate::core::schedule::Schedule;
 use crate::pg::bgworker::pool::{SlotState, Ticket};
 use crate::pg::time::TimestampTz;
@@ -48,7 +48,12 @@ pub struct Shelf {
     pub schedule: Schedule,
     /// The tasks that they take from.
     pub ready: Ready<Candidate>,
+    /// When the main line was last looked at from its head.
+    whole_look: TimestampTz,
 }
+
+/// After how many microseconds a look goes over the whole main line again: somebody may have changed the priority of a task by hand.
+const WHOLE_LOOK: TimestampTz = 60_000_000;
 
 impl Shelf {
     /// Before any look.
@@ -57,7 +62,17 @@ impl Shelf {
             sight: Sight::NOTHING,
             schedule: Schedule::new(),
             ready: Ready::new(Candidate::NONE),
+            whole_look: 0,
         }
+    }
+
+    /// Begins a look into the table.
+    pub fn begin_look(&mut self, now: TimestampTz) -> Look {
+        let whole = !(self.whole_look..self.whole_look + WHOLE_LOOK).contains(&now);
+        if whole {
+            self.whole_look = now;
+        }
+        self.ready.begin_look(whole)
     }
 }
 

@@ -38,14 +38,6 @@ impl Store {
     ) -> Result<std::result::Result<Task, Updated>> {
         let c = &self.columns;
         let attempt = candidate.attempt.wrapping_add(1);
-        let fence = [
-            self.state_column(candidate.state),
-            column(c.attempt, candidate.attempt.into_datum()?),
-            column(c.role_oid, role.into_datum()?),
-            column(c.held, 0),
-            // the id may be another task's by now: TRUNCATE … RESTART IDENTITY, or another table
-            column(c.joined_at, candidate.joined_at.into_datum()?),
-        ];
         let of_row = self.row_columns();
         let mut get = [c.sql_statement, c.search_path, c.timeout_ms]
             .map(null_column)
@@ -57,7 +49,7 @@ impl Store {
             column(c.started_at, time::now().into_datum()?),
         ];
         let change = Change {
-            fence: &fence,
+            fence: &self.as_seen(candidate, role)?,
             get: &mut get,
             set: &set,
         };
@@ -81,6 +73,19 @@ impl Store {
             search_path: optional_text(&own[1])?.unwrap_or_default(),
             timeout_ms: optional_integer(&own[2]),
         }))
+    }
+
+    /// What must still hold of a task that a look has seen.
+    pub(super) fn as_seen(&self, task: &Candidate, role: Oid) -> Result<[Column; 5]> {
+        let c = &self.columns;
+        Ok([
+            self.state_column(task.state),
+            column(c.attempt, task.attempt.into_datum()?),
+            column(c.role_oid, role.into_datum()?),
+            column(c.held, 0),
+            // the id may be another task's by now: TRUNCATE … RESTART IDENTITY, or another table
+            column(c.joined_at, task.joined_at.into_datum()?),
+        ])
     }
 
     /// The end of an attempt, if the task is still running it; false if not.

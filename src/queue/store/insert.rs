@@ -1,6 +1,6 @@
 //! A new task.
 
-use super::{State, Store, origin};
+use super::{Lane, State, Store, origin};
 use crate::pg::datum::{self, Datum, IntoDatum};
 use crate::pg::table::{self, column, null_column};
 use crate::pg::time::TimestampTz;
@@ -12,6 +12,8 @@ pub struct NewTask<'a> {
     pub sql: &'a [u8],
     /// Its topic.
     pub topic: Option<&'a [u8]>,
+    /// Where it stands apart, if it does.
+    pub lane: Option<Lane>,
     /// Its priority.
     pub priority: i32,
     /// As which role.
@@ -39,9 +41,9 @@ impl Store {
         let c = &self.columns;
         // the sequence before its table, as DROP EXTENSION locks them
         let id = catalog::next_value(self.sequence)?;
-        let topic = match task.topic {
-            Some(topic) => column(c.topic, topic.into_datum()?),
-            None => null_column(c.topic),
+        let optional_text = |attnum, value: Option<&[u8]>| match value {
+            Some(value) => Ok(column(attnum, value.into_datum()?)),
+            None => Ok(null_column(attnum)),
         };
         let optional = |attnum, value: Option<i64>| match value {
             Some(value) => column(attnum, value as Datum),
@@ -53,7 +55,8 @@ impl Store {
             &[
                 column(c.id, id.into_datum()?),
                 column(c.sql_statement, task.sql.into_datum()?),
-                topic,
+                optional_text(c.topic, task.topic)?,
+                optional_text(c.lane, task.lane.as_ref().map(Lane::text))?,
                 column(c.joined_at, joined_at.into_datum()?),
                 column(c.priority, task.priority.into_datum()?),
                 self.state_column(State::Pending),

@@ -110,6 +110,7 @@ impl Store {
             held: number(c"held")?,
             timeout_ms: number(c"timeout_ms")?,
             scheduled: number(c"scheduled")?,
+            lane: number(c"lane")?,
         };
         let state_type =
             catalog::column_type(relation, columns.state)?.ok_or_else(|| damaged(c"state"))?;

@@ -18,7 +18,7 @@ pub use insert::NewTask;
 pub use open_rows::{Open, OpenRow, Roles};
 pub use rows::{Row, State};
 pub use schedule::Scheduled;
-pub use waiting::{Candidate, Seen, Step};
+pub use waiting::{Candidate, Lane, Seen, Step};
 
 use rows::STATES;
 
@@ -62,6 +62,7 @@ struct Columns {
     held: i16,
     timeout_ms: i16,
     scheduled: i16,
+    lane: i16,
 }
 
 impl Store {

@@ -1,21 +1,48 @@
 //! The tasks that wait, in the order in which they are to run: the scans of `pg_background_tasks_queue_idx` that a look consists of.
+//!
+//! A role's tasks that may start whatever else runs are one sequence, the main line. Those whose topic has a limit or a delay stand apart,
+//! each topic's in a lane of its own (the column `lane`): a million tasks that have to wait for each other are in nobody's way.
 
+use super::attempts::CLAIM;
 use super::rows::{integer, microseconds, optional_text};
 use super::{State, Store, origin};
 use crate::core::ready::{Place, Queued};
-use crate::pg::datum::IntoDatum;
-use crate::pg::table::{self, IndexScan, ScanKey, null_column};
+use crate::pg::datum::{self, IntoDatum};
+use crate::pg::table::{self, Change, IndexScan, ScanKey, Updated, column, null_column};
 use crate::pg::time::TimestampTz;
 use crate::pg::{Oid, Result};
-use crate::queue::topics::TopicId;
+use crate::queue::topics::{MOST_TOPIC_BYTES, TopicId};
 
 /// The columns of the index pg_background_tasks_queue_idx: the tasks that wait.
 pub(super) const QUEUE_HELD: i32 = 1;
 pub(super) const QUEUE_ROLE: i32 = 2;
 const QUEUE_SCHEDULED: i32 = 3;
-const QUEUE_TOPIC: i32 = 4;
+const QUEUE_LANE: i32 = 4;
 const QUEUE_PRIORITY: i32 = 5;
 const QUEUE_ID: i32 = 6;
+
+/// Where the tasks of a topic stand apart; those without a topic can have to, too.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Lane(Vec<u8>);
+
+impl Lane {
+    /// That of a topic: its name after a colon, so that no topic's lane is that of the tasks without one. Longer names than can be enqueued,
+    /// which somebody may have written into the table, share one: it must fit into the index.
+    ///
+    /// # Errors
+    /// None known; the call is guarded like all.
+    pub fn of(topic: Option<&[u8]>) -> Result<Self> {
+        Ok(Self(match topic {
+            Some(name) => [b":", datum::clip(name, MOST_TOPIC_BYTES)?].concat(),
+            None => Vec::new(),
+        }))
+    }
+
+    /// As it stands in the column `lane`.
+    pub(super) fn text(&self) -> &[u8] {
+        &self.0
+    }
+}
 
 /// What a scan for work tells of a task.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -29,6 +56,8 @@ pub struct Candidate {
     pub priority: i32,
     /// `pending` or `retrying`.
     pub state: State,
+    /// It stands in a lane.
+    pub apart: bool,
     /// More tasks of its topic wait, which the look that found it has left.
     pub last_known: bool,
     /// Attempts so far.
@@ -46,6 +75,7 @@ impl Candidate {
         topic: TopicId::NONE,
         priority: 0,
         state: State::Pending,
+        apart: false,
         last_known: false,
         attempt: 0,
         interruptions: 0,
@@ -60,23 +90,31 @@ impl Queued for Candidate {
             id: self.id,
         }
     }
+
+    fn stands_apart(&self) -> bool {
+        self.apart
+    }
 }
 
-/// What [`Store::waiting`] meets.
-pub enum Seen<'a> {
-    /// Another topic, whose tasks come next.
-    Topic(Option<&'a [u8]>, TopicId),
-    /// A task, and the time before which it must not run.
-    Task(Candidate, TimestampTz),
+/// A task that a scan meets.
+pub struct Seen<'a> {
+    /// The task.
+    pub task: Candidate,
+    /// It must not run before.
+    pub due: TimestampTz,
+    /// The name of its topic.
+    pub topic: Option<&'a [u8]>,
+    /// Where it stands; `None` is the main line.
+    pub lane: Option<&'a Lane>,
 }
 
-/// How [`Store::waiting`] goes on.
+/// How it goes on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Step {
     /// With what comes next.
     Next,
-    /// With the next topic.
-    NextTopic,
+    /// With the next lane.
+    NextLane,
     /// Not at all.
     Stop,
 }
@@ -84,90 +122,105 @@ pub enum Step {
 /// How a scan was left.
 enum Left {
     End,
-    /// For the topic after this one.
-    Topic(Option<Vec<u8>>),
+    /// For the lane after this one.
+    Lane(Lane),
     All,
 }
 
 impl Store {
-    /// Goes over the tasks of a role that are in the queue: topic by topic in the order of their bytes, those without a topic last,
-    /// and each topic's in order. `see` is told the topic when it is another than before.
+    /// Goes over the tasks of a role that are in the queue and stand in no lane, in order, from a place on.
     ///
     /// # Errors
     /// I/O, and what `see` raises.
-    pub fn waiting(&self, role: Oid, mut see: impl FnMut(Seen<'_>) -> Result<Step>) -> Result<()> {
-        let mut topic_key = None;
+    pub fn main_line(
+        &self,
+        role: Oid,
+        from: Place,
+        mut see: impl FnMut(Seen<'_>) -> Result<Step>,
+    ) -> Result<()> {
+        self.scan_from(role, table::is_null(QUEUE_LANE), from, &mut see)
+    }
+
+    /// The same for one lane.
+    ///
+    /// # Errors
+    /// I/O, and what `see` raises.
+    pub fn lane(
+        &self,
+        role: Oid,
+        lane: &Lane,
+        from: Place,
+        mut see: impl FnMut(Seen<'_>) -> Result<Step>,
+    ) -> Result<()> {
+        let lane = table::equals(QUEUE_LANE, lane.text().into_datum()?);
+        self.scan_from(role, lane, from, &mut see)
+    }
+
+    /// Goes over all lanes of a role, each lane's tasks in order.
+    ///
+    /// # Errors
+    /// I/O, and what `see` raises.
+    pub fn lanes(&self, role: Oid, mut see: impl FnMut(Seen<'_>) -> Result<Step>) -> Result<()> {
+        let mut next = table::is_not_null(QUEUE_LANE);
         loop {
-            let passed_over = topic_key.is_some();
-            let keys = self.queue_keys(role, topic_key)?;
+            let keys = self.queue_keys(role, next)?;
             match self.scan_waiting(&keys, &mut see)? {
-                Left::Topic(Some(topic)) => {
-                    let after = topic.as_slice().into_datum()?;
-                    topic_key = Some(table::greater(QUEUE_TOPIC, after));
+                Left::Lane(lane) => {
+                    next = table::greater(QUEUE_LANE, lane.text().into_datum()?);
                 }
-                // a scan of what is greater does not see NULLs
-                Left::End if passed_over => {
-                    let keys = self.queue_keys(role, Some(table::is_null(QUEUE_TOPIC)))?;
-                    self.scan_waiting(&keys, &mut see)?;
-                    return Ok(());
-                }
-                Left::End | Left::Topic(None) | Left::All => return Ok(()),
+                Left::End | Left::All => return Ok(()),
             }
         }
     }
 
-    /// The same for one topic, from a place on.
+    /// Puts a task that waits into a lane, or into the main line, unless it is no longer as it was seen.
     ///
     /// # Errors
-    /// I/O, and what `see` raises.
-    pub fn waiting_in(
+    /// I/O.
+    pub fn put_into(&self, lane: Option<&Lane>, task: &Candidate, role: Oid) -> Result<Updated> {
+        let lane = match lane {
+            Some(lane) => column(self.columns.lane, lane.text().into_datum()?),
+            None => null_column(self.columns.lane),
+        };
+        let change = Change {
+            fence: &self.as_seen(task, role)?,
+            get: &mut [],
+            set: &[lane],
+        };
+        table::update(self.table, task.id, change, CLAIM)
+    }
+
+    /// Two scans, each of which begins where it should: a row comparison.
+    fn scan_from(
         &self,
         role: Oid,
-        topic: Option<&[u8]>,
+        lane: ScanKey,
         from: Place,
-        mut see: impl FnMut(Seen<'_>) -> Result<Step>,
+        see: &mut impl FnMut(Seen<'_>) -> Result<Step>,
     ) -> Result<()> {
-        let topic = match topic {
-            Some(topic) => table::equals(QUEUE_TOPIC, topic.into_datum()?),
-            None => table::is_null(QUEUE_TOPIC),
-        };
-        let topic = self.queue_keys(role, Some(topic))?;
+        let lane = self.queue_keys(role, lane)?;
         let priority = from.priority.into_datum()?;
-        // two scans, each of which begins where it should: a row comparison
         let same = [
             table::equals(QUEUE_PRIORITY, priority),
             table::at_least(QUEUE_ID, from.id.into_datum()?),
         ];
         let worse = [table::greater(QUEUE_PRIORITY, priority)];
         for rest in [same.as_slice(), &worse] {
-            let keys = [topic.as_slice(), rest].concat();
-            if !matches!(self.scan_waiting(&keys, &mut see)?, Left::End) {
+            let keys = [lane.as_slice(), rest].concat();
+            if !matches!(self.scan_waiting(&keys, see)?, Left::End) {
                 break;
             }
         }
         Ok(())
     }
 
-    /// Whether a task of the role is in the queue that has a topic.
-    ///
-    /// # Errors
-    /// I/O.
-    pub fn has_topics(&self, role: Oid) -> Result<bool> {
-        let keys = self.queue_keys(role, Some(table::is_not_null(QUEUE_TOPIC)))?;
-        let mut scan = IndexScan::begin(self.table.relation, self.queue_index, &keys)?;
-        let found = scan.next(&mut [])?;
-        scan.end()?;
-        Ok(found)
-    }
-
-    fn queue_keys(&self, role: Oid, topic: Option<ScanKey>) -> Result<Vec<ScanKey>> {
-        let mut keys = vec![
+    fn queue_keys(&self, role: Oid, lane: ScanKey) -> Result<[ScanKey; 4]> {
+        Ok([
             table::equals(QUEUE_HELD, 0),
             table::equals(QUEUE_ROLE, role.into_datum()?),
             table::equals(QUEUE_SCHEDULED, 0),
-        ];
-        keys.extend(topic);
-        Ok(keys)
+            lane,
+        ])
     }
 
     fn scan_waiting(
@@ -180,6 +233,7 @@ impl Store {
         let mut row = [
             c.id,
             c.topic,
+            c.lane,
             c.priority,
             c.state,
             c.attempt,
@@ -189,14 +243,15 @@ impl Store {
             c.origin,
         ]
         .map(null_column);
-        let mut topic: Option<Option<Vec<u8>>> = None;
-        let mut topic_id = TopicId::NONE;
+        let mut topic: Option<Vec<u8>> = None;
+        let mut topic_id = TopicId::of(None);
         let mut left = Left::End;
         let mut scan = IndexScan::begin(self.table.relation, self.queue_index, keys)?;
         while scan.next(&mut row)? {
             let [
                 id,
-                of,
+                its_topic,
+                lane,
                 priority,
                 state,
                 attempt,
@@ -205,39 +260,42 @@ impl Store {
                 due_at,
                 from,
             ] = &row;
-            let of = optional_text(of)?;
-            let is_new = topic.as_ref() != Some(&of);
-            if is_new {
-                topic_id = TopicId::of(of.as_deref());
-                if matches!(see(Seen::Topic(of.as_deref(), topic_id))?, Step::NextTopic) {
-                    left = Left::Topic(of);
-                    break;
-                }
-                topic = Some(of);
-            }
             let Some(state @ (State::Pending | State::Retrying)) = self.state_of(state) else {
                 continue;
             };
             if optional_text(from)?.as_deref() != Some(origin.as_bytes()) {
                 continue;
             }
-            let candidate = Candidate {
+            let its_topic = optional_text(its_topic)?;
+            if its_topic != topic {
+                topic_id = TopicId::of(its_topic.as_deref());
+                topic = its_topic;
+            }
+            let lane = optional_text(lane)?.map(Lane);
+            let task = Candidate {
                 id: id.value as i64,
                 topic: topic_id,
                 priority: integer(priority),
                 state,
+                apart: lane.is_some(),
                 last_known: false,
                 attempt: integer(attempt),
                 interruptions: integer(interruptions),
                 joined_at: microseconds(joined_at),
             };
-            match see(Seen::Task(candidate, microseconds(due_at)))? {
-                Step::Next => {}
-                Step::NextTopic => {
-                    left = Left::Topic(topic.flatten());
+            let step = see(Seen {
+                task,
+                due: microseconds(due_at),
+                topic: topic.as_deref(),
+                lane: lane.as_ref(),
+            })?;
+            match (step, lane) {
+                (Step::Next, _) => {}
+                (Step::NextLane, Some(lane)) => {
+                    left = Left::Lane(lane);
                     break;
                 }
-                Step::Stop => {
+                (Step::NextLane, None) | (Step::Stop, _) => {
                     left = Left::All;
                     break;
                 }

@@ -85,11 +85,13 @@ impl Worker {
         Ok(Some(Next::Again))
     }
 
-    /// Somebody holds the task's row: for a while it is passed over.
+    /// Somebody holds the task's row: for a while it is passed over. After that it may stand in another place.
     fn leave_alone(&mut self, candidate: &Candidate) -> Result<()> {
         self.held_rows
             .push((candidate.id, time::now() + LOCKED_ROW_MICROSECONDS));
-        registry::lock()?.arrive(self.key, candidate.place());
+        let mut registry = registry::lock()?;
+        registry.arrive(self.key, candidate.place());
+        registry.look_everywhere(self.key);
         Ok(())
     }
 
@@ -125,7 +127,7 @@ impl Worker {
             return Ok(Permission::LookAgain);
         }
         let stale = self.is_stale(&registry) || self.done >= MOST_TASKS;
-        let stint_over = now - self.since > plan::STINT_MICROSECONDS;
+        let stint_over = self.since.elapsed().as_micros() > plan::STINT_MICROSECONDS as u128;
         let make_room = registry.must_make_room(key.database, first.priority, stint_over);
         let leaving =
             pool::find(registry.slots, self.ticket).is_none_or(|slot| slot.payload.leaving);

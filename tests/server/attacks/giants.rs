@@ -188,8 +188,9 @@ fn long_and_odd_topics_are_topics_or_refused_at_once() {
         ("' '", true),
         ("repeat('x', 2000)", true),
         ("repeat('\u{20ac}', 600)", true),
-        // compressed, it fits
-        ("repeat('x', 100000)", true),
+        ("repeat('\u{20ac}', 682) || 'xx'", true),
+        ("repeat('\u{20ac}', 683)", false),
+        ("repeat('x', 100000)", false),
         (
             "(SELECT string_agg(md5(n::text), '') FROM generate_series(1, 400) AS n)",
             false,

@@ -321,3 +321,23 @@ pub fn create_role(client: &mut impl GenericClient, name: &str) {
         ),
     );
 }
+
+/// Scans and entries read of the two indexes that looks go through, when at least so many scans were told of.
+pub fn index_reads(client: &mut impl GenericClient, least: i64) -> (i64, i64) {
+    let mut last = (-1, -1);
+    wait_for("the statistics", PATIENCE, || {
+        // a worker tells when it becomes idle, and before 15 a process collects that
+        std::thread::sleep(Duration::from_millis(1500));
+        let row = client
+            .query_one(
+                "SELECT sum(idx_scan)::bigint, sum(idx_tup_read)::bigint FROM pg_stat_user_indexes \
+                 WHERE indexrelname IN ('pg_background_tasks_queue_idx', 'pg_background_tasks_schedule_idx')",
+                &[],
+            )
+            .expect("statistics");
+        let now = (row.get(0), row.get(1));
+        let settled = now == last && now.0 >= least;
+        last = now;
+        settled.then_some(now)
+    })
+}
