@@ -1,6 +1,8 @@
 //! The tasks of one role that are about to run, in order. One of the role's workers finds them in the table, and all of
 //! its workers take from them: so they neither look twice nor meet at the same row, and the order is one.
 //!
+//! One that comes when all is known to be done is put here by whoever enqueues it, so that the worker that it wakes need not look first.
+//!
 //! It is a hint: what is taken is claimed in the table only if it still is as it was seen there.
 //!
 //! Besides, it remembers how far the main line of the queue is done with, so that a look begins there and not at its head: the
@@ -83,6 +85,8 @@ pub struct Ready<T> {
     recent: Place,
     /// What is here of the main line is all that could start, up to the last of it.
     complete: bool,
+    /// The latest look has found nothing, and nothing has come since it began.
+    exhausted: bool,
     first: u32,
     end: u32,
     tasks: [T; MOST],
@@ -101,6 +105,7 @@ impl<T: Queued> Ready<T> {
             low: Place::LAST,
             recent: Place::LAST,
             complete: false,
+            exhausted: false,
             first: 0,
             end: 0,
             tasks: [filler; MOST],
@@ -170,6 +175,7 @@ impl<T: Queued> Ready<T> {
             // it has seen all that had come before it began
             self.low = self.recent;
         }
+        self.exhausted = self.complete && found.is_empty() && self.low == Place::LAST;
         let in_line = self.tasks().iter().find(|task| !task.stands_apart());
         self.floor = match (self.complete, in_line) {
             (true, Some(task)) => task.place().min(self.low),
@@ -206,8 +212,27 @@ impl<T: Queued> Ready<T> {
         Some(task)
     }
 
+    /// Puts a task here that has just come into the main line, if it is known to be the only one; else it is to
+    /// [`arrive`](Self::arrive).
+    pub fn put(&mut self, task: T) -> bool {
+        if !self.exhausted || !self.tasks().is_empty() {
+            return false;
+        }
+        self.exhausted = false;
+        self.fills += 1;
+        self.first = 0;
+        self.end = 1;
+        self.tasks[0] = task;
+        self.complete = true;
+        // as after a look that is a while ago: what has come due since then goes first
+        self.begun = true;
+        self.floor = self.floor.min(task.place());
+        true
+    }
+
     /// A task has come (again) that may stand before those that are known.
     pub fn arrive(&mut self, place: Place) {
+        self.exhausted = false;
         self.low = self.low.min(place);
         self.recent = self.recent.min(place);
         self.floor = self.floor.min(place);
@@ -217,6 +242,7 @@ impl<T: Queued> Ready<T> {
     pub fn clear(&mut self) {
         self.end = self.first;
         self.complete = false;
+        self.exhausted = false;
     }
 
     /// Forgets everything: it may be another table from now on.
@@ -347,6 +373,38 @@ mod tests {
     }
 
     #[test]
+    fn only_what_comes_when_all_is_done_is_put() {
+        let mut ready = ready();
+        assert!(!ready.put((1, 5)), "nobody has looked");
+        fill(&mut ready, &[(1, 5)]);
+        assert!(!ready.put((1, 6)), "there is one");
+        take(&mut ready);
+        assert!(!ready.put((1, 6)), "there may be more");
+        fill(&mut ready, &[]);
+        assert!(ready.put((1, 6)));
+        assert!(!ready.put((1, 7)));
+        ready.arrive((0, 7).place());
+        assert!(ready.is_passed_over());
+        assert_eq!(take(&mut ready), Some((1, 6)));
+        assert_eq!(ready.begin_look(false).from, (0, 7).place());
+        // one comes while somebody looks
+        fill(&mut ready, &[(0, 7)]);
+        take(&mut ready);
+        let look = ready.begin_look(false);
+        ready.arrive((1, 9).place());
+        ready.end_look(look, &[], true);
+        assert!(!ready.put((1, 10)), "the look has not seen that");
+        // it is put while somebody looks
+        fill(&mut ready, &[(1, 9)]);
+        take(&mut ready);
+        fill(&mut ready, &[]);
+        let look = ready.begin_look(false);
+        assert!(ready.put((1, 11)));
+        assert_eq!(ready.end_look(look, &[], true), LookEnd::TooLate);
+        assert_eq!(take(&mut ready), Some((1, 11)));
+    }
+
+    #[test]
     fn a_whole_look_begins_at_the_head() {
         let mut ready = ready();
         fill(&mut ready, &[(1, 5), (1, 6)]);
@@ -432,6 +490,8 @@ mod tests {
     #[derive(Clone, Debug)]
     enum Event {
         Enqueue(i32),
+        /// With its place in hand.
+        Put(i32),
         /// Begins and ends; in between these happen.
         Look(usize, Vec<Event>),
         Take,
@@ -446,6 +506,7 @@ mod tests {
     fn event() -> impl Strategy<Value = Event> {
         let simple = prop_oneof![
             3 => (0..3).prop_map(Event::Enqueue),
+            2 => (0..3).prop_map(Event::Put),
             4 => Just(Event::Take),
             1 => Just(Event::TakeSecond),
             1 => Just(Event::Return),
@@ -468,6 +529,14 @@ mod tests {
                 table.next += 1;
                 table.open.insert((*priority, table.next));
                 ready.arrive((*priority, table.next).place());
+            }
+            Event::Put(priority) => {
+                table.next += 1;
+                let task = (*priority, table.next);
+                table.open.insert(task);
+                if task.stands_apart() || !ready.put(task) {
+                    ready.arrive(task.place());
+                }
             }
             Event::Take => {
                 if let Some(task) = take(ready)

@@ -1,6 +1,7 @@
 //! Putting a task into the queue.
 
-use super::store::{Lane, NewTask, Store};
+use super::store::{Candidate, Lane, NewTask, Store};
+use super::topics::TopicId;
 use super::{registry, topics, wake};
 use crate::core::ready::Place;
 use crate::pg::catalog::{self, MayConnect};
@@ -85,14 +86,24 @@ pub fn enqueue(sql: Option<&[u8]>, topic: Option<&[u8]>, options: Options) -> Re
         max_retries: options.retry_count,
         timeout_ms,
     };
-    let id = store.insert(&task, xact::start_timestamp())?;
+    let joined_at = xact::start_timestamp();
+    let id = store.insert(&task, joined_at)?;
     let place = Place {
         priority: task.priority,
         id,
     };
     match task.run_at.filter(|_| task.scheduled) {
         Some(due) => wake::task_scheduled(role, place.priority, due)?,
-        None => wake::task_enqueued(role, place)?,
+        None => {
+            let new = Candidate {
+                id,
+                topic: TopicId::of(topic),
+                priority: task.priority,
+                joined_at,
+                ..Candidate::NONE
+            };
+            wake::task_enqueued(role, place, task.lane.is_none().then_some(new))?;
+        }
     }
     Ok(id)
 }

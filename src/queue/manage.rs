@@ -172,7 +172,7 @@ pub fn retry(id: Option<i64>) -> Result<bool> {
     };
     let done = store.put_back(&row)?;
     if done {
-        wake::task_enqueued(row.role, row.place())?;
+        wake::task_enqueued(row.role, row.place(), None)?;
     }
     Ok(done)
 }

@@ -1,6 +1,7 @@
 //! What a transaction has enqueued, and the wake-up when it commits.
 
 use super::registry::{self, Generations, Key, UNTIL_TOLD};
+use super::store::Candidate;
 use crate::core::ready::Place;
 use crate::pg::bgworker;
 use crate::pg::callback::{self, Empty, Ended, Utility};
@@ -19,6 +20,8 @@ struct OfRole {
     tasks: u32,
     /// Before all of those.
     place: Place,
+    /// The last of them that was enqueued, if that stands in the main line.
+    last: Option<Candidate>,
     /// The time of the first of the others.
     due: TimestampTz,
     /// The best priority of the others.
@@ -30,6 +33,7 @@ impl OfRole {
         role: 0,
         tasks: 0,
         place: Place::LAST,
+        last: None,
         due: UNTIL_TOLD,
         due_priority: i32::MAX,
     };
@@ -54,13 +58,14 @@ const NOTHING: Pending = Pending {
 static PENDING: ProcessLocal<Pending> = ProcessLocal::new(NOTHING);
 static WATCHED: ProcessLocal<bool> = ProcessLocal::new(false);
 
-/// Notes that the current transaction has made a task of a role ready to run. A savepoint that is rolled back
-/// leaves a note for nothing, which wakes a worker for nothing.
+/// Notes that the current transaction has made a task of a role ready to run, `new` if it has just been enqueued and stands in the main line.
+/// A savepoint that is rolled back leaves a note for nothing, which wakes a worker for nothing.
 ///
 /// # Errors
 /// Out of memory.
-pub fn task_enqueued(role: Oid, place: Place) -> Result<()> {
+pub fn task_enqueued(role: Oid, place: Place, new: Option<Candidate>) -> Result<()> {
     note(role, |of_role| {
+        of_role.last = new;
         let best = &mut of_role.place;
         best.priority = best.priority.min(place.priority);
         best.id = best.id.min(place.id);
@@ -210,8 +215,10 @@ fn tell(pending: &Pending) -> Result<()> {
             database,
             role: of_role.role,
         };
-        if of_role.tasks > 0 {
-            launcher |= registry.offer(key, of_role.place, of_role.tasks);
+        match (of_role.tasks, of_role.last) {
+            (0, _) => {}
+            (1, Some(task)) => launcher |= registry.offer_one(key, task),
+            (tasks, _) => launcher |= registry.offer(key, of_role.place, tasks),
         }
         if of_role.due_priority != i32::MAX || of_role.due != UNTIL_TOLD {
             launcher |= registry.offer_later(key, of_role.due_priority, of_role.due, time::now());

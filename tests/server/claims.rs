@@ -3,8 +3,8 @@
 use postgres::Client;
 
 use crate::harness::{
-    Server, create_role, enqueue, enqueue_with, kill, run, scalar, task, wait_closed,
-    wait_for_launcher, wait_state, wait_until, workers,
+    Server, create_role, enqueue, enqueue_with, index_reads, kill, run, scalar, task, wait_closed,
+    wait_for_launcher, wait_state, wait_until, worker_count, workers,
 };
 
 const LIMIT: &str = "pg_background_queue.max_parallel_running_tasks_count";
@@ -238,4 +238,27 @@ fn a_wish_for_a_keeper_survives_the_launcher() {
         .join()
         .expect("the session")
         .expect_err("its database is in use");
+}
+
+/// Whoever enqueues it when all is done puts it where the workers take from: the one that is woken need not look for it, and no other is.
+#[test]
+fn a_task_that_comes_when_all_is_done_is_not_looked_for() {
+    let server = Server::builder()
+        .conf(LIMIT, "4")
+        .conf(IDLE_TIMEOUT, "10min")
+        .conf("autovacuum", "off")
+        .start();
+    let mut client = server.superuser();
+    let first = enqueue(&mut client, "SELECT 1");
+    wait_state(&mut client, first, "finished");
+    let (before, _) = index_reads(&mut client, 1);
+    for _ in 0..20 {
+        let id = enqueue(&mut client, "SELECT 1");
+        wait_state(&mut client, id, "finished");
+    }
+    let (after, _) = index_reads(&mut client, before + 20);
+    eprintln!("{} scans for 20 tasks", after - before);
+    // a look is four scans: there is one after each of them, and none before
+    assert!(after - before <= 20 * 4 + 20, "{}", after - before);
+    assert_eq!(worker_count(&mut client), 1);
 }

@@ -1,10 +1,11 @@
 //! Tasks that come, from whoever enqueues them or back from a worker: who learns of them. And what is forgotten when their table is gone.
 
 use super::{Key, Registry, UNTIL_TOLD};
-use crate::core::ready::Place;
+use crate::core::ready::{Place, Queued};
 use crate::pg::Oid;
 use crate::pg::bgworker::pool::{self, SlotState};
 use crate::pg::time::TimestampTz;
+use crate::queue::store::Candidate;
 
 impl Registry {
     /// There is work for this key: remembers it, and wakes up to `count` idle workers. True if the launcher has to do
@@ -14,6 +15,23 @@ impl Registry {
             shelf.ready.arrive(place);
         }
         self.announce(key, place.priority, count)
+    }
+
+    /// The same for a single new task of the main line.
+    pub fn offer_one(&mut self, key: Key, task: Candidate) -> bool {
+        if !self.shelf(key).is_some_and(|shelf| shelf.ready.put(task)) {
+            return self.offer(key, task.place(), 1);
+        }
+        let before = self.demand(key).map(|demand| demand.bumps);
+        let launcher = self.announce(key, task.priority, 1);
+        let bumps = self.demand(key).map(|demand| demand.bumps);
+        // whoever takes it has missed no more than whoever looked last
+        if let (Some(bumps), Some(shelf)) = (bumps, self.shelf(key))
+            && before.is_none_or(|before| before == shelf.sight.bumps)
+        {
+            shelf.sight.bumps = bumps;
+        }
+        launcher
     }
 
     /// A task of this key waits for this time, or a later one: has a worker look then. True if the launcher has to know.
