@@ -32,5 +32,6 @@ mod security;
 mod session;
 mod single_tasks;
 mod standby;
+mod targets;
 mod topics;
 mod upgrade;
