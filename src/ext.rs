@@ -110,7 +110,7 @@ pg_function!(
 );
 
 fn origin(_call: &Call) -> Result<String> {
-    Ok(store::origin())
+    Ok(store::origin().to_owned())
 }
 pg_function!(
     pg_background_queue_origin,

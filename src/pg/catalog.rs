@@ -116,6 +116,15 @@ pub fn role_by_name(name: &[u8]) -> Result<Option<Oid>> {
     guard(|| unsafe { pg_sys::get_role_oid(text, true) }).map(existing)
 }
 
+/// Whether a worker of that role would be let in by its LOGIN attribute, which is not asked for from 17 on.
+///
+/// # Errors
+/// See [`extension_relation`].
+pub fn may_log_in(role: Oid) -> Result<bool> {
+    // SAFETY: no pointers.
+    guard(|| unsafe { pg_sys::pgbq_may_log_in(role) })
+}
+
 /// Whether, and if not why not, a worker of some role can connect to some database.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum MayConnect {

@@ -4,7 +4,7 @@ use super::store::{Candidate, Lane, NewTask, Store};
 use super::topics::TopicId;
 use super::{registry, topics, wake};
 use crate::core::ready::Place;
-use crate::pg::catalog::{self, MayConnect};
+use crate::pg::catalog;
 use crate::pg::time::{self, TimestampTz};
 use crate::pg::{Error, Result, guc, security, sqlstate, xact};
 
@@ -110,7 +110,7 @@ pub fn enqueue(sql: Option<&[u8]>, topic: Option<&[u8]>, options: Options) -> Re
 
 /// A task of a role that may not log in could only fail; its caller is still there to be told.
 fn refuse_without_login(role: crate::pg::Oid, name: &[u8]) -> Result<()> {
-    if catalog::may_connect(role, catalog::current_database())? != MayConnect::NoLogin {
+    if catalog::may_log_in(role)? {
         return Ok(());
     }
     let mut message = b"role \"".to_vec();

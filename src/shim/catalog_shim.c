@@ -171,6 +171,25 @@ pgbq_role_name(Oid role)
 	return GetUserNameFromId(role, true);
 }
 
+/* Whether a worker of that role would be let in by its LOGIN attribute; also true if there is no such role. */
+bool
+pgbq_may_log_in(Oid role)
+{
+#if PG_VERSION_NUM < 170000
+	HeapTuple	tuple = SearchSysCache1(AUTHOID, ObjectIdGetDatum(role));
+	bool		can_login;
+
+	if (!HeapTupleIsValid(tuple))
+		return true;
+	can_login = ((Form_pg_authid) GETSTRUCT(tuple))->rolcanlogin;
+	ReleaseSysCache(tuple);
+	return can_login;
+#else
+	/* BGWORKER_BYPASS_ROLELOGINCHECK lets it in */
+	return true;
+#endif
+}
+
 /*
  * Whether a worker of that role could connect: what InitializeSessionUserId and CheckMyDatabase will ask.
  * Limits on the number of connections are left out: they pass.
@@ -179,23 +198,16 @@ PgbqMayConnect
 pgbq_may_connect(Oid role, Oid database)
 {
 	HeapTuple	tuple = SearchSysCache1(AUTHOID, ObjectIdGetDatum(role));
-	bool		can_login;
 	bool		is_superuser;
 	AclResult	privilege;
 
 	if (!HeapTupleIsValid(tuple))
 		return PGBQ_NO_SUCH_ROLE;
-	can_login = ((Form_pg_authid) GETSTRUCT(tuple))->rolcanlogin;
 	is_superuser = ((Form_pg_authid) GETSTRUCT(tuple))->rolsuper;
 	ReleaseSysCache(tuple);
 
-#if PG_VERSION_NUM < 170000
-	/* from 17 on BGWORKER_BYPASS_ROLELOGINCHECK lets it in */
-	if (!can_login)
+	if (!pgbq_may_log_in(role))
 		return PGBQ_MAY_NOT_LOG_IN;
-#else
-	(void) can_login;
-#endif
 	if (is_superuser)
 		return PGBQ_MAY_CONNECT;
 #if PG_VERSION_NUM >= 160000

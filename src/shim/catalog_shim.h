@@ -26,6 +26,7 @@ extern Oid	pgbq_enum_label(Oid type, const char *label);
 extern PgbqDatabase *pgbq_databases(int *count);
 extern bool pgbq_database_exists(Oid database);
 extern char *pgbq_role_name(Oid role);
+extern bool pgbq_may_log_in(Oid role);
 extern PgbqMayConnect pgbq_may_connect(Oid role, Oid database);
 extern char *pgbq_session_fingerprint(Oid role, Oid database);
 extern uint32 pgbq_syscache_hash(int cache, Oid key);

@@ -21,8 +21,6 @@
 #include "executor/executor.h"
 #include "miscadmin.h"
 #include "nodes/execnodes.h"
-#include "nodes/makefuncs.h"
-#include "parser/parse_relation.h"
 #include "pgstat.h"
 #include "portability/instr_time.h"
 #include "storage/lmgr.h"
@@ -39,6 +37,7 @@
 #endif
 
 #include "row.h"
+#include "target.h"
 
 /*
  * How often a row is looked for before it counts as missing. A lookup with SnapshotSelf can miss a row while it is
@@ -48,14 +47,6 @@
 
 /* The longest pause between two attempts to lock a row, ms. */
 #define MAX_PAUSE 32
-
-/* A table that is open for writing, with its indexes. */
-typedef struct Target
-{
-	Relation	rel;
-	EState	   *estate;
-	ResultRelInfo *result;
-} Target;
 
 struct PgbqScan
 {
@@ -69,119 +60,11 @@ struct PgbqScan
 };
 
 /*
- * Opens a table with the lock given. That it does not exist (any more) has an SQLSTATE of its own, because it is no
- * bug: the OID may have come from a cache.
- */
-static Relation
-open_table(Oid relid, LOCKMODE lockmode)
-{
-	Relation	rel = try_relation_open(relid, lockmode);
-
-	if (rel == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_TABLE),
-				 errmsg("relation with OID %u does not exist", relid)));
-	if (rel->rd_rel->relkind != RELKIND_RELATION)
-		ereport(ERROR,
-				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
-				 errmsg("\"%s\" is not a table", RelationGetRelationName(rel))));
-	return rel;
-}
-
-/* Raises an error unless the table has all these columns: they too may have been dropped. */
-static void
-check_columns(Relation rel, const PgbqColumn *cols, int ncols)
-{
-	TupleDesc	desc = RelationGetDescr(rel);
-
-	for (int i = 0; i < ncols; i++)
-	{
-		AttrNumber	attnum = cols[i].attnum;
-
-		if (attnum < 1 || attnum > desc->natts || TupleDescAttr(desc, attnum - 1)->attisdropped)
-			ereport(ERROR,
-					(errcode(ERRCODE_UNDEFINED_COLUMN),
-					 errmsg("column number %d of relation \"%s\" does not exist",
-							attnum, RelationGetRelationName(rel))));
-	}
-}
-
-/*
- * Opens a table and its indexes, to write these columns by command. The lock on the table is kept until the
- * transaction ends.
- */
-static void
-open_target(Target *target, Oid relid, CmdType command, const PgbqColumn *cols, int ncols)
-{
-	MemoryContext old;
-	Relation	rel = open_table(relid, RowExclusiveLock);
-	EState	   *estate = CreateExecutorState();
-	RangeTblEntry *rte;
-	Bitmapset  *written = NULL;
-
-	check_columns(rel, cols, ncols);
-
-	old = MemoryContextSwitchTo(estate->es_query_cxt);
-
-	rte = makeNode(RangeTblEntry);
-	rte->rtekind = RTE_RELATION;
-	rte->relid = relid;
-	rte->relkind = rel->rd_rel->relkind;
-	rte->rellockmode = RowExclusiveLock;
-
-	/* From this the executor tells an index whether an update changes its columns, which spares btrees splits. */
-	for (int i = 0; i < ncols; i++)
-		written = bms_add_member(written, cols[i].attnum - FirstLowInvalidHeapAttributeNumber);
-
-	{
-#if PG_VERSION_NUM >= 160000
-		List	   *perminfos = NIL;
-		RTEPermissionInfo *columns = addRTEPermissionInfo(&perminfos, rte);
-#else
-		RangeTblEntry *columns = rte;
-#endif
-
-		if (command == CMD_INSERT)
-			columns->insertedCols = written;
-		else
-			columns->updatedCols = written;
-
-#if PG_VERSION_NUM >= 180000
-		ExecInitRangeTable(estate, list_make1(rte), perminfos, bms_make_singleton(1));
-#elif PG_VERSION_NUM >= 160000
-		ExecInitRangeTable(estate, list_make1(rte), perminfos);
-#else
-		ExecInitRangeTable(estate, list_make1(rte));
-#endif
-	}
-
-	target->rel = rel;
-	target->estate = estate;
-	target->result = makeNode(ResultRelInfo);
-	InitResultRelInfo(target->result, rel, 1, NULL, 0);
-	ExecOpenIndices(target->result, false);
-#if PG_VERSION_NUM < 140000
-	estate->es_result_relation_info = target->result;
-#endif
-
-	MemoryContextSwitchTo(old);
-}
-
-/* Closes what open_target opened. */
-static void
-close_target(Target *target)
-{
-	ExecCloseIndices(target->result);
-	table_close(target->rel, NoLock);
-	FreeExecutorState(target->estate);
-}
-
-/*
  * Makes the index entries of a row that has been stored. What a deferrable constraint would have to check again
  * when the transaction ends is ignored: that is a trigger's work, and triggers do not fire.
  */
 static void
-insert_index_entries(Target *target, TupleTableSlot *slot, bool update, bool only_summarizing)
+insert_index_entries(PgbqTarget *target, TupleTableSlot *slot, bool update, bool only_summarizing)
 {
 	if (target->result->ri_NumIndices == 0)
 		return;
@@ -274,7 +157,7 @@ fill_slot(TupleTableSlot *new_slot, TupleTableSlot *old_slot, const PgbqColumn *
  * there is none.
  */
 static Relation
-find_primary_key(Target *target, Oid indexid)
+find_primary_key(PgbqTarget *target, Oid indexid)
 {
 	Relation	found = NULL;
 
@@ -301,18 +184,18 @@ find_primary_key(Target *target, Oid indexid)
  * cache can hold the old index as it is now and the new one as it was, neither the primary key: so look again.
  */
 static Relation
-open_target_for_update(Target *target, Oid relid, Oid pkindex, const PgbqColumn *set, int nset)
+open_target_for_update(PgbqTarget **target, Oid relid, Oid pkindex, const PgbqColumn *set, int nset)
 {
 	for (int i = 0; i < LOOKUPS; i++)
 	{
 		Relation	index;
 
-		open_target(target, relid, CMD_UPDATE, set, nset);
-		index = find_primary_key(target, pkindex);
+		*target = pgbq_open_target(relid, CMD_UPDATE, set, nset);
+		index = find_primary_key(*target, pkindex);
 		if (index != NULL)
 			return index;
 
-		close_target(target);
+		pgbq_close_target(*target);
 		pg_usleep(1000L);
 		AcceptInvalidationMessages();
 	}
@@ -390,7 +273,7 @@ update_row(Oid relid, Oid pkindex, int64 id, const PgbqColumn *fence, int nfence
 {
 	MemoryContext caller_context = CurrentMemoryContext;
 	PgbqRowResult result;
-	Target		target;
+	PgbqTarget *target;
 	Relation	index;
 	TupleTableSlot *slot;
 	TupleTableSlot *new_slot;
@@ -413,12 +296,12 @@ update_row(Oid relid, Oid pkindex, int64 id, const PgbqColumn *fence, int nfence
 	PushActiveSnapshot(GetTransactionSnapshot());
 
 	index = open_target_for_update(&target, relid, pkindex, set, nset);
-	check_columns(target.rel, fence, nfence);
-	check_columns(target.rel, get, nget);
+	pgbq_check_columns(target->rel, fence, nfence);
+	pgbq_check_columns(target->rel, get, nget);
 
-	MemoryContextSwitchTo(target.estate->es_query_cxt);
-	slot = table_slot_create(target.rel, NULL);
-	new_slot = MakeSingleTupleTableSlot(RelationGetDescr(target.rel), &TTSOpsVirtual);
+	MemoryContextSwitchTo(GetPerTupleMemoryContext(target->estate));
+	slot = table_slot_create(target->rel, NULL);
+	new_slot = MakeSingleTupleTableSlot(RelationGetDescr(target->rel), &TTSOpsVirtual);
 
 	for (;;)
 	{
@@ -434,7 +317,7 @@ update_row(Oid relid, Oid pkindex, int64 id, const PgbqColumn *fence, int nfence
 
 		CHECK_FOR_INTERRUPTS();
 
-		if (!find_row(target.rel, index, id, slot))
+		if (!find_row(target->rel, index, id, slot))
 		{
 			if (++misses < LOOKUPS)
 				continue;
@@ -442,7 +325,7 @@ update_row(Oid relid, Oid pkindex, int64 id, const PgbqColumn *fence, int nfence
 			break;
 		}
 
-		outcome = lock_row(target.rel, slot, row_timeout_ms < 0 ? LockWaitBlock : LockWaitSkip);
+		outcome = lock_row(target->rel, slot, row_timeout_ms < 0 ? LockWaitBlock : LockWaitSkip);
 		if (outcome == TM_Ok)
 		{
 			if (!row_matches(slot, fence, nfence))
@@ -459,7 +342,7 @@ update_row(Oid relid, Oid pkindex, int64 id, const PgbqColumn *fence, int nfence
 			tid = slot->tts_tid;
 			if (set == NULL)
 			{
-				outcome = table_tuple_delete(target.rel, &tid, GetCurrentCommandId(true), GetActiveSnapshot(),
+				outcome = table_tuple_delete(target->rel, &tid, GetCurrentCommandId(true), GetActiveSnapshot(),
 											 InvalidSnapshot, true, &failure, false);
 				if (outcome == TM_Ok)
 				{
@@ -469,17 +352,17 @@ update_row(Oid relid, Oid pkindex, int64 id, const PgbqColumn *fence, int nfence
 				goto again;
 			}
 			fill_slot(new_slot, slot, set, nset);
-			outcome = table_tuple_update(target.rel, &tid, new_slot, GetCurrentCommandId(true),
+			outcome = table_tuple_update(target->rel, &tid, new_slot, GetCurrentCommandId(true),
 										 GetActiveSnapshot(), InvalidSnapshot, true,
 										 &failure, &lockmode, &update_indexes);
 			if (outcome == TM_Ok)
 			{
 #if PG_VERSION_NUM >= 160000
 				if (update_indexes != TU_None)
-					insert_index_entries(&target, new_slot, true, update_indexes == TU_Summarizing);
+					insert_index_entries(target, new_slot, true, update_indexes == TU_Summarizing);
 #else
 				if (update_indexes)
-					insert_index_entries(&target, new_slot, true, false);
+					insert_index_entries(target, new_slot, true, false);
 #endif
 				get_columns(slot, get, nget, caller_context);
 				result = PGBQ_ROW_DONE;
@@ -491,7 +374,7 @@ again:
 		/* Somebody else has it, or has just changed it: again, from the lookup on, for a bounded time. */
 		if (outcome != TM_WouldBlock && outcome != TM_Updated && outcome != TM_Deleted)
 			elog(ERROR, "unexpected status %d of row " INT64_FORMAT " of table \"%s\"",
-				 outcome, id, RelationGetRelationName(target.rel));
+				 outcome, id, RelationGetRelationName(target->rel));
 
 		if (row_timeout_ms < 0)
 			continue;
@@ -525,7 +408,7 @@ again:
 	ExecDropSingleTupleTableSlot(new_slot);
 	ExecDropSingleTupleTableSlot(slot);
 	MemoryContextSwitchTo(caller_context);
-	close_target(&target);
+	pgbq_close_target(target);
 	CommandCounterIncrement();
 	PopActiveSnapshot();
 	return result;
@@ -599,7 +482,7 @@ void
 pgbq_row_insert(Oid relid, const PgbqColumn *cols, int ncols)
 {
 	MemoryContext old;
-	Target		target;
+	PgbqTarget *target;
 	TupleTableSlot *slot;
 	bool		push = !ActiveSnapshotSet();
 
@@ -609,20 +492,20 @@ pgbq_row_insert(Oid relid, const PgbqColumn *cols, int ncols)
 	if (push)
 		PushActiveSnapshot(GetTransactionSnapshot());
 
-	open_target(&target, relid, CMD_INSERT, cols, ncols);
+	target = pgbq_open_target(relid, CMD_INSERT, cols, ncols);
 
-	old = MemoryContextSwitchTo(target.estate->es_query_cxt);
-	slot = MakeSingleTupleTableSlot(RelationGetDescr(target.rel), &TTSOpsVirtual);
+	old = MemoryContextSwitchTo(GetPerTupleMemoryContext(target->estate));
+	slot = MakeSingleTupleTableSlot(RelationGetDescr(target->rel), &TTSOpsVirtual);
 	fill_slot(slot, NULL, cols, ncols);
 
-	if (target.rel->rd_att->constr)
-		ExecConstraints(target.result, slot, target.estate);
-	table_tuple_insert(target.rel, slot, GetCurrentCommandId(true), 0, NULL);
-	insert_index_entries(&target, slot, false, false);
+	if (target->rel->rd_att->constr)
+		ExecConstraints(target->result, slot, target->estate);
+	table_tuple_insert(target->rel, slot, GetCurrentCommandId(true), 0, NULL);
+	insert_index_entries(target, slot, false, false);
 
 	ExecDropSingleTupleTableSlot(slot);
 	MemoryContextSwitchTo(old);
-	close_target(&target);
+	pgbq_close_target(target);
 	if (push)
 		PopActiveSnapshot();
 }
@@ -654,7 +537,7 @@ pgbq_scan_begin(Oid relid, Oid indexid, const PgbqScanKey *keys, int nkeys)
 	scan->row_context = AllocSetContextCreate(context, "pg_background_queue row", ALLOCSET_SMALL_SIZES);
 
 	/* The table's lock comes first: who holds it keeps its indexes from being dropped. */
-	scan->rel = open_table(relid, AccessShareLock);
+	scan->rel = pgbq_open_table(relid, AccessShareLock);
 	scan->index = try_relation_open(indexid, AccessShareLock);
 	if (scan->index == NULL ||
 		scan->index->rd_rel->relkind != RELKIND_INDEX ||
@@ -724,7 +607,7 @@ pgbq_scan_next(PgbqScan *scan, PgbqColumn *get, int nget)
 	found = index_getnext_slot(scan->desc, ForwardScanDirection, scan->slot);
 	if (found)
 	{
-		check_columns(scan->rel, get, nget);
+		pgbq_check_columns(scan->rel, get, nget);
 		get_columns(scan->slot, get, nget, scan->row_context);
 	}
 

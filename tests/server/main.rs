@@ -33,5 +33,6 @@ mod security;
 mod session;
 mod single_tasks;
 mod standby;
+mod targets;
 mod topics;
 mod upgrade;

@@ -90,11 +90,9 @@ impl Store {
 
     /// The end of an attempt, if the task is still running it; false if not.
     fn end_attempt(&self, row: &Row, set: &[Column]) -> Result<bool> {
-        let running = Row {
-            state: State::Running,
-            ..row.clone()
-        };
-        self.change(row.id, &self.as_read(&running)?, set, MINUTE)
+        let mut fence = self.as_read(row)?;
+        fence[0] = self.state_column(State::Running);
+        self.change(row.id, &fence, set, MINUTE)
     }
 
     /// Marks a task as finished, in the caller's transaction.

@@ -126,7 +126,7 @@ impl Store {
         let c = &self.columns;
         let mut set = vec![
             column(c.held, 0),
-            column(c.origin, origin().as_str().into_datum()?),
+            column(c.origin, origin().into_datum()?),
             column(c.role_oid, role.into_datum()?),
         ];
         if row.state == State::Running {

@@ -64,7 +64,7 @@ impl Store {
                 zero(c.retry_delay_in_sec),
                 column(c.role_oid, task.role.into_datum()?),
                 column(c.role_name, datum::name(task.role_name)?),
-                column(c.origin, origin().as_str().into_datum()?),
+                column(c.origin, origin().into_datum()?),
                 column(c.search_path, task.search_path.into_datum()?),
                 zero(c.attempt),
                 zero(c.interruptions),

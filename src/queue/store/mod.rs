@@ -20,6 +20,8 @@ pub use rows::{Row, State};
 pub use schedule::Scheduled;
 pub use waiting::{Candidate, Lane, Seen, Step};
 
+use std::sync::OnceLock;
+
 use rows::STATES;
 
 use crate::pg::table::Table;
@@ -72,11 +74,15 @@ impl Store {
     }
 }
 
-/// Where tasks of this database come from: a copy elsewhere has another.
-pub fn origin() -> String {
-    format!(
-        "{}/{}",
-        catalog::system_identifier(),
-        catalog::current_database()
-    )
+/// Where tasks of this database come from: a copy elsewhere has another. For a process that is connected to a database, and stays so until
+/// it ends.
+pub fn origin() -> &'static str {
+    static ORIGIN: OnceLock<String> = OnceLock::new();
+    ORIGIN.get_or_init(|| {
+        format!(
+            "{}/{}",
+            catalog::system_identifier(),
+            catalog::current_database()
+        )
+    })
 }
