@@ -113,7 +113,8 @@ impl Fixture {
         server.stop(Stop::Fast);
         let library = library_dir();
         let path = library.path().to_str().expect("a path in UTF-8").to_owned();
-        server.set_conf("dynamic_library_path", &path);
+        // from 18 on it is where plpgsql is found, too
+        server.set_conf("dynamic_library_path", &format!("{path}:$libdir"));
         server.start();
         Self {
             server,

@@ -184,12 +184,12 @@ fn a_clone_by_point_in_time_recovery_goes_on_from_there() {
     );
     run(&mut client, "SELECT pg_advisory_unlock(1)");
     wait_all_closed(&mut client, DEADLINE);
-    run(&mut client, "SELECT pg_switch_wal()");
+    let last: String = scalar(&mut client, "SELECT pg_walfile_name(pg_switch_wal())", &[]);
     wait_until("the WAL to be archived", || {
         scalar::<bool>(
             &mut client,
-            "SELECT last_archived_wal >= pg_walfile_name(pg_current_wal_lsn() - 1) FROM pg_stat_archiver",
-            &[],
+            "SELECT last_archived_wal >= $1 FROM pg_stat_archiver",
+            &[&last],
         )
     });
 
