@@ -31,6 +31,9 @@ pub enum Snapshot {
 /// Of the transaction that is about to commit.
 static COMMITTING: ProcessLocal<Durability> = ProcessLocal::new(Durability::Session);
 
+/// What the next commit that is not a [`Transaction`]'s has as its `synchronous_commit`.
+static LEVEL: ProcessLocal<Option<i32>> = ProcessLocal::new(None);
+
 /// `synchronous_commit` as the session has it, while a commit has another.
 static SETTING: ProcessLocal<Option<i32>> = ProcessLocal::new(None);
 
@@ -43,7 +46,10 @@ extern "C-unwind" fn at_event(event: pg_sys::XactEvent, _arg: *mut c_void) {
         pg_sys::XACT_EVENT_PRE_COMMIT => {
             let flushed = pg_sys::SYNCHRONOUS_COMMIT_LOCAL_FLUSH as i32;
             let wanted = match COMMITTING.get() {
-                Durability::Session => return,
+                Durability::Session => match LEVEL.get() {
+                    Some(level) => level,
+                    None => return,
+                },
                 Durability::Flushed => setting.max(flushed),
                 Durability::Asynchronous => pg_sys::SYNCHRONOUS_COMMIT_OFF as i32,
             };
@@ -63,6 +69,23 @@ extern "C-unwind" fn at_event(event: pg_sys::XactEvent, _arg: *mut c_void) {
 }
 
 static LISTENS: ProcessLocal<bool> = ProcessLocal::new(false);
+
+/// How long a commit waits for its WAL: the setting `synchronous_commit`, of which a greater one includes a lesser one.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct CommitLevel(i32);
+
+impl CommitLevel {
+    /// What is set now.
+    pub fn now() -> Self {
+        // SAFETY: reads a variable.
+        Self(unsafe { pg_sys::synchronous_commit })
+    }
+}
+
+/// The current transaction, which is none of ours, commits at this level, whatever is set then; `None`: as is set.
+pub fn commit_at(level: Option<CommitLevel>) {
+    LEVEL.set(level.map(|level| level.0));
+}
 
 /// Whether this process has a session: a worker without one has no user, and is not among those whose transactions others see.
 fn has_session() -> bool {

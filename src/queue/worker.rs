@@ -13,6 +13,7 @@ use super::registry::{self, Key, PROCESSES, Registry, Sight, UNTIL_TOLD};
 use super::store::{Store, Task};
 use super::topics::{self, Rules};
 use super::{process, schedule, settings};
+use crate::core::batch::Experience;
 use crate::core::ready::LookEnd;
 use crate::pg::bgworker::pool::{self, Member, Ticket};
 use crate::pg::bgworker::{self, MainLoop, Next, Session, Setup};
@@ -74,7 +75,7 @@ pub fn main(argument: Datum) -> Result<()> {
         idle_since: None,
         claimed: VecDeque::new(),
         chains: true,
-        batch_size: 1,
+        batches: Experience::new(),
         search_path: Vec::new(),
     };
     worker.announce()?;
@@ -107,12 +108,13 @@ struct Worker {
     since: Instant,
     /// Since when it has had nothing to do.
     idle_since: Option<Instant>,
-    /// Tasks that are claimed and have not run: the one that was claimed together with the end of the last one, or what is left of a batch.
+    /// Tasks that are claimed and have not run: a batch, the one of a batch that must be alone, or the one that was claimed together with the
+    /// end of the last one.
     claimed: VecDeque<Claimed>,
     /// It may claim the next task together with the end of this one.
     chains: bool,
-    /// How many tasks it puts into a batch at most, whatever the topic allows: see [`batch`].
-    batch_size: usize,
+    /// How many tasks it puts into a batch at most, whatever the topic allows.
+    batches: Experience,
     /// The search_path that the session has by default: that of the last task.
     search_path: Vec<u8>,
 }

@@ -6,6 +6,7 @@
 #include "postgres.h"
 
 #include "access/xact.h"
+#include "libpq/be-fsstubs.h"
 #include "miscadmin.h"
 #include "storage/ipc.h"
 #include "storage/lock.h"
@@ -16,7 +17,11 @@
 
 #include "batch.h"
 #include "guard.h"
+#include "hooks.h"
 #include "text.h"
+
+/* How long a text that has caught the cancel, when the time is over, may go on until the next one, ms. */
+#define CAUGHT_CANCEL_MS 10
 
 typedef enum Stage
 {
@@ -40,10 +45,10 @@ typedef enum Outcome
 
 /*
  * Whether the error may come of the company that the text was in: commands that want a transaction to themselves, locks and memory that
- * the others hold, a cancel because the batch takes too long. (A cancel of its own it will meet again.)
+ * the others hold, a cancel because the batch takes too long; and if others have run before it, keys made of the time of the transaction.
  */
 static bool
-must_be_alone(int sqlstate)
+must_be_alone(int sqlstate, bool is_first)
 {
 	switch (ERRCODE_TO_CATEGORY(sqlstate))
 	{
@@ -54,10 +59,13 @@ must_be_alone(int sqlstate)
 		case ERRCODE_INSUFFICIENT_RESOURCES:
 		case ERRCODE_PROGRAM_LIMIT_EXCEEDED:
 		case ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE:
-		case ERRCODE_OPERATOR_INTERVENTION:
 		case ERRCODE_SYSTEM_ERROR:
 		case ERRCODE_INTERNAL_ERROR:
 			return true;
+		case ERRCODE_OPERATOR_INTERVENTION:
+			return sqlstate != ERRCODE_QUERY_CANCELED || pgbq_text_timed_out();
+		case ERRCODE_INTEGRITY_CONSTRAINT_VIOLATION:
+			return !is_first;
 		default:
 			return false;
 	}
@@ -79,17 +87,27 @@ run_text(const PgbqText *text, int index, TimestampTz until, PgbqBatchHook hook,
 	}
 
 	left_ms = (int) Max((until - GetCurrentTimestamp()) / 1000, 1);
-	pgbq_start_text_timeout(text->timeout_ms > 0 ? Min(text->timeout_ms, left_ms) : left_ms);
+	pgbq_start_text_timeout(text->timeout_ms > 0 ? Min(text->timeout_ms, left_ms) : left_ms, CAUGHT_CANCEL_MS);
 	(void) pgbq_execute_text(text->sql);
 	(void) pgbq_stop_text_timeout();
-	if (pgbq_text_timed_out())
-		QueryCancelPending = false; /* it came too late */
+
+	/*
+	 * It may have caught the cancel, and done something else than it would have done alone.
+	 */
+	if (pgbq_text_timed_out() || pgbq_transaction_wanted())
+	{
+		QueryCancelPending = false;
+		RollbackAndReleaseCurrentSubTransaction();
+		return BE_ALONE;
+	}
 
 	CommandCounterIncrement();
 	Assert(!ActiveSnapshotSet());
 	goes_on = hook(arg, PGBQ_BATCH_DONE, index, NULL);
+
+	/* Large objects that it has open are closed: a commit would leave them to the next text. */
+	AtEOSubXact_LargeObject(false, GetCurrentSubTransactionId(), InvalidSubTransactionId);
 	ReleaseCurrentSubTransaction();
-	pgbq_end_text(text->sql);
 	return goes_on ? GO_ON : BE_LAST;
 }
 
@@ -145,7 +163,7 @@ pgbq_run_batch(const PgbqText *texts, int count, int most_ms, MemoryContext erro
 		if (stage == IN_TEXT)
 		{
 			stage = ROLLING_BACK;
-			*alone = must_be_alone(geterrcode());
+			*alone = must_be_alone(geterrcode(), done == 0);
 			if (*alone)
 				FlushErrorState();	/* it will be told by whoever runs it alone */
 			else
@@ -202,7 +220,10 @@ pgbq_run_batch(const PgbqText *texts, int count, int most_ms, MemoryContext erro
 		*alone = outcome == BE_ALONE;
 		last = outcome != GO_ON;
 		if (!*alone)
+		{
+			pgbq_end_text(texts[done].sql);
 			done++;
+		}
 	}
 	if (stage == BETWEEN_TEXTS)
 	{

@@ -25,6 +25,9 @@ static PgbqUtilityWatch watch;
 /* A utility command has begun since the last pgbq_forget_utility: one that may leave something in the session. */
 static bool utility_ran = false;
 
+/* The same of one that has to do with the end of its transaction. */
+static bool transaction_wanted = false;
+
 #if PG_VERSION_NUM >= 140000
 #define READ_ONLY_TREE_PARAMETER bool read_only_tree,
 #define READ_ONLY_TREE read_only_tree,
@@ -166,6 +169,8 @@ watch_utility(PlannedStmt *statement, const char *text, READ_ONLY_TREE_PARAMETER
 
 	if (!leaves_nothing(node))
 		utility_ran = true;
+	if (IsA(node, DeclareCursorStmt) || IsA(node, LockStmt))
+		transaction_wanted = true;
 
 	PG_TRY();
 	{
@@ -205,8 +210,19 @@ pgbq_utility_ran(void)
 	return utility_ran;
 }
 
+/*
+ * Whether one of them wants a transaction of its own: DECLARE ... WITH HOLD, which runs at the commit, with no bound; or DECLARE and LOCK
+ * TABLE, which are errors where nothing follows in their transaction, and are to be so in company, too.
+ */
+bool
+pgbq_transaction_wanted(void)
+{
+	return transaction_wanted;
+}
+
 void
 pgbq_forget_utility(void)
 {
 	utility_ran = false;
+	transaction_wanted = false;
 }

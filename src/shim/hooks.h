@@ -18,6 +18,7 @@ typedef struct PgbqUtilityWatch
 } PgbqUtilityWatch;
 
 extern bool pgbq_utility_ran(void);
+extern bool pgbq_transaction_wanted(void);
 extern void pgbq_forget_utility(void);
 extern void pgbq_watch_utility(const PgbqUtilityWatch *watch);
 

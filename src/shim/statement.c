@@ -21,6 +21,9 @@
 #include "statement.h"
 #include "text.h"
 
+/* How long a text that has caught the cancel of its timeout may go on until the next one, ms. */
+#define CAUGHT_CANCEL_MS 1000
+
 /* What run_statements is to do, and how far it came. */
 typedef struct Run
 {
@@ -65,7 +68,7 @@ finish_transaction(Run *run, bool implicit_block)
 	 * Cursors WITH HOLD run at the commit, and could run for ever. (Of statement_timeout they are
 	 * free in any session.) If the clock fires when all is done already, its cancel request is forgotten.
 	 */
-	pgbq_start_text_timeout(left_ms);
+	pgbq_start_text_timeout(left_ms, CAUGHT_CANCEL_MS);
 
 	if (implicit_block)
 		EndImplicitTransactionBlock();
@@ -80,7 +83,7 @@ run_statements(Run *run)
 {
 	pgbq_begin_text(run->sql);
 	StartTransactionCommand();
-	pgbq_start_text_timeout(run->timeout_ms);
+	pgbq_start_text_timeout(run->timeout_ms, CAUGHT_CANCEL_MS);
 	finish_transaction(run, pgbq_execute_text(run->sql));
 	pgbq_end_text(run->sql);
 }
@@ -95,7 +98,7 @@ run_statements(Run *run)
  * alone (CREATE DATABASE, ALTER SYSTEM) are an exception: before_commit has the next transaction to itself. If
  * there is no statement in the text it is called all the same.
  *
- * After timeout_ms (0: never) what runs is cancelled, and the error says so.
+ * After timeout_ms (0: never) what runs is cancelled, and the error says so. A text that catches that is cancelled again each second.
  *
  * The error has been logged as log_min_error_statement and the like want it. It lives in error_context, which must be none that a transaction owns, and is freed by
  * pgbq_free_error. A pending termination request is left pending; a cancel request that came too late is

@@ -32,6 +32,9 @@
 static TimeoutId run_timeout = MAX_TIMEOUTS;
 static volatile sig_atomic_t run_timed_out = false;
 
+/* While that clock runs: after how many milliseconds it fires again if its cancel was caught; else 0. */
+static int	run_timeout_again = 0;
+
 /* Of the text that runs: its statements are in the log, and log_statement_stats was on when it began. */
 static bool text_was_logged;
 static bool text_wants_stats;
@@ -75,16 +78,35 @@ cancel_run(void)
 	kill(MyProcPid, SIGINT);
 }
 
-/* Has what runs cancelled after so many milliseconds; 0 is never. */
+/*
+ * The text has caught the cancel: its handler has its time, too, but not for ever. (This is the place because the clock cannot be set
+ * anew by the signal handler on all versions.)
+ */
+static void
+subtransaction_ended(SubXactEvent event, SubTransactionId subxact, SubTransactionId parent, void *arg)
+{
+	if (event == SUBXACT_EVENT_ABORT_SUB && run_timeout_again > 0 && run_timed_out &&
+		!get_timeout_active(run_timeout))
+		enable_timeout_after(run_timeout, run_timeout_again);
+}
+
+/*
+ * Has what runs cancelled after so many milliseconds; 0 is never. If that is caught, again and again after so many more.
+ */
 void
-pgbq_start_text_timeout(int timeout_ms)
+pgbq_start_text_timeout(int timeout_ms, int again_ms)
 {
 	run_timed_out = false;
+	run_timeout_again = 0;
 	if (timeout_ms <= 0)
 		return;
 	if (run_timeout == MAX_TIMEOUTS)
+	{
 		run_timeout = RegisterTimeout(USER_TIMEOUT, cancel_run);
+		RegisterSubXactCallback(subtransaction_ended, NULL);
+	}
 	enable_timeout_after(run_timeout, timeout_ms);
+	run_timeout_again = again_ms;
 }
 
 /* Stops it; returns how many milliseconds were left, at least 1; 0 if it was not running. */
@@ -93,6 +115,7 @@ pgbq_stop_text_timeout(void)
 {
 	long		left;
 
+	run_timeout_again = 0;
 	if (run_timeout == MAX_TIMEOUTS || !get_timeout_active(run_timeout))
 		return 0;
 	left = (get_timeout_finish_time(run_timeout) - GetCurrentTimestamp()) / 1000;
@@ -289,6 +312,7 @@ pgbq_begin_recovery(const PgbqCaller *caller)
 	QueryCancelHoldoffCount = 0;
 	HOLD_INTERRUPTS();
 	error_context_stack = caller->error_context;
+	run_timeout_again = 0;
 	disable_all_timeouts(false);
 	QueryCancelPending = false;
 }
@@ -386,16 +410,12 @@ pgbq_execute_text(const char *sql)
 	return implicit_block;
 }
 
-/*
- * Logs the duration if a setting asks for it. Interrupts are held: a cancel request served by ereport would make
- * a failure of what is committed.
- */
+/* Logs the duration if a setting asks for it. */
 static void
 log_duration_if_asked(const char *sql)
 {
 	char		msec[32];
 
-	HOLD_INTERRUPTS();
 	switch (check_log_duration(msec, text_was_logged))
 	{
 		case 1:
@@ -409,14 +429,18 @@ log_duration_if_asked(const char *sql)
 					 errhidestmt(true)));
 			break;
 	}
-	RESUME_INTERRUPTS();
 }
 
-/* Reports the duration and the like, if a setting asks for it, once the text is done. */
+/*
+ * Reports the duration and the like, if a setting asks for it, once the text is done. Interrupts are held: a cancel request served by
+ * ereport would make a failure of what is done.
+ */
 void
 pgbq_end_text(const char *sql)
 {
+	HOLD_INTERRUPTS();
 	log_duration_if_asked(sql);
 	if (text_wants_stats)
 		ShowUsage("QUERY STATISTICS");
+	RESUME_INTERRUPTS();
 }

@@ -18,7 +18,7 @@ extern void pgbq_begin_text(const char *sql);
 extern bool pgbq_execute_text(const char *sql);
 extern void pgbq_end_text(const char *sql);
 
-extern void pgbq_start_text_timeout(int timeout_ms);
+extern void pgbq_start_text_timeout(int timeout_ms, int again_ms);
 extern int	pgbq_stop_text_timeout(void);
 extern bool pgbq_text_timed_out(void);
 

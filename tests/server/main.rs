@@ -5,6 +5,7 @@
 mod harness;
 
 mod attacks;
+mod batches;
 mod claims;
 mod clock;
 mod commits;

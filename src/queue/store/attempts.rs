@@ -1,7 +1,7 @@
 //! An attempt of a task, from its claim to its end. Each of these writes has a fence: it changes the row only if that is still as its
 //! writer saw it, so that of two who believe that an attempt is theirs, one is told.
 
-use super::change::{MINUTE, append_error};
+use super::change::append_error;
 use super::rows::{optional_integer, optional_text};
 use super::{Candidate, Row, State, Store};
 use crate::pg::datum::{Datum, IntoDatum};
@@ -92,14 +92,14 @@ impl Store {
     fn end_attempt(&self, row: &Row, set: &[Column]) -> Result<bool> {
         let mut fence = self.as_read(row)?;
         fence[0] = self.state_column(State::Running);
-        self.change(row.id, &fence, set, MINUTE)
+        self.change(row.id, &fence, set, self.patience)
     }
 
     /// Marks a task as finished, in the caller's transaction.
     ///
     /// # Errors
     /// 55000 if another has taken the task over: the caller's transaction must not commit. 55P03 if somebody holds the
-    /// row or the table for a minute.
+    /// row or the table for longer than [the patience](Store::with_patience), a minute.
     pub fn finish(&self, task: &Task) -> Result<()> {
         let Row { id, attempt, .. } = task.row;
         let set = [

@@ -2,6 +2,7 @@
 
 use std::ffi::CStr;
 
+use super::change::MINUTE;
 use super::rows::STATES;
 use super::{Columns, Store};
 use crate::pg::local::ProcessLocal;
@@ -123,6 +124,7 @@ impl Store {
                 relation,
                 primary_key: index(c"pg_background_tasks_pkey")?,
             },
+            patience: MINUTE,
             queue_index: index(c"pg_background_tasks_queue_idx")?,
             schedule_index: index(c"pg_background_tasks_schedule_idx")?,
             state_index: index(c"pg_background_tasks_state_idx")?,

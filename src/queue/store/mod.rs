@@ -24,13 +24,14 @@ use std::sync::OnceLock;
 
 use rows::STATES;
 
-use crate::pg::table::Table;
+use crate::pg::table::{Patience, Table};
 use crate::pg::{Oid, catalog};
 
 /// The table, as this process knows it until somebody changes its definition.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Store {
     table: Table,
+    patience: Patience,
     queue_index: Oid,
     schedule_index: Oid,
     state_index: Oid,
@@ -68,6 +69,15 @@ struct Columns {
 }
 
 impl Store {
+    /// The same, which waits for others no longer than so many milliseconds: for rows of attempts.
+    pub fn with_patience(self, milliseconds: i32) -> Self {
+        let patience = Patience {
+            table: milliseconds,
+            row: milliseconds,
+        };
+        Self { patience, ..self }
+    }
+
     /// The table's OID: another after DROP and CREATE EXTENSION.
     pub fn relation(&self) -> Oid {
         self.table.relation

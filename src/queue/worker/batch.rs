@@ -3,16 +3,17 @@
 //! Tasks that follow each other and are of one topic are claimed together and run in one transaction, a subtransaction each, so that one that
 //! fails is alone in that. They have one place among those that run. A batch takes [`MOST_MILLISECONDS`] at most: the task that
 //! runs then is rolled back, as is one that cannot be in a subtransaction. What was done before it is committed, what comes after it is put
-//! back for others, and it runs alone, as all tasks of other topics do. After that the worker takes one task at a time, then two, four and so
-//! on: a topic whose tasks are no good for batches loses little by its setting.
+//! back for others, and it runs alone, as all tasks of other topics do. How many are taken the next time is `core::batch`'s business: a
+//! topic whose tasks are no good for batches loses little by its setting.
 
-use super::run::relax;
-use super::{Claimed, Worker};
+use std::time::{Duration, Instant};
+
+use super::{Claimed, MAY_BE_STALE, Worker};
 use crate::core::errors;
 use crate::core::ready::Place;
 use crate::pg::session;
 use crate::pg::statement::{self, Text};
-use crate::pg::xact::{Durability, Transaction};
+use crate::pg::xact::{self, CommitLevel, Durability, Transaction};
 use crate::pg::{Error, Result, crash_point, interrupt, time};
 use crate::queue::store::State;
 use crate::queue::topics::Rules;
@@ -21,6 +22,10 @@ use crate::queue::{process, registry};
 /// How long those that are done may wait for the others.
 const MOST_MILLISECONDS: i32 = 100;
 
+/// How long a task of a batch waits for who holds its row or the table, in milliseconds, before it is left to run alone: nobody sees that the
+/// others wait with it.
+const PATIENCE_MILLISECONDS: i32 = 20;
+
 impl Worker {
     /// How many tasks of a topic may be in a batch now.
     pub(super) fn batch_limit(&self, rules: Rules) -> usize {
@@ -28,7 +33,7 @@ impl Worker {
         if rules.commit_batch == 1 || rules.delay > 0 || !session::may_share_transactions() {
             return 1;
         }
-        rules.commit_batch.min(self.batch_size)
+        self.batches.limit(rules.commit_batch)
     }
 
     /// Runs the tasks that are claimed, as far as they can share a commit.
@@ -48,33 +53,36 @@ impl Worker {
         let mut watch = Watch {
             worker: self,
             batch: &batch,
-            soiled: false,
+            level: None,
+            cut: false,
             failed: None,
         };
         let began = time::now();
+        let clock = Instant::now();
         session::watch_soil();
         interrupt::allow_cancels();
         let end = statement::run_batch(&texts, MOST_MILLISECONDS, &memory, &mut watch);
         interrupt::hold_cancels();
         crash_point("a batch is over");
-        let failed = watch.failed;
+        xact::commit_at(None);
+        let (failed, cut) = (watch.failed, watch.cut);
         drop(texts);
 
         let transaction = Transaction::begin(Durability::Asynchronous)?;
         session::reset()?;
         transaction.commit()?;
         let mut rest: Vec<Claimed> = batch.into_iter().skip(end.settled).collect();
-        if end.alone || interrupt::wants_turn() {
-            // it may take long, or this process may end
-            let kept = usize::from(end.alone).min(rest.len());
-            self.put_back(&rest.split_off(kept))?;
-        }
-
-        self.batch_size = if end.alone {
-            1
+        if end.alone || cut && !rest.is_empty() {
+            self.batches.spoiled(end.settled);
+        } else if rest.is_empty() {
+            let limit = Duration::from_millis(MOST_MILLISECONDS as u64);
+            self.batches.whole(clock.elapsed() < limit / 2);
         } else {
-            self.batch_size.saturating_mul(2)
-        };
+            self.batches.out_of_time(end.settled);
+        }
+        // others may go first, and the session may have to be another one
+        self.put_back(&rest.split_off(usize::from(end.alone).min(rest.len())))?;
+
         self.done += end.settled as u64;
         // the last one is counted when it ends
         let last = rest.is_empty() && end.settled > 0;
@@ -130,8 +138,10 @@ fn ids(tasks: &[Claimed]) -> Vec<i64> {
 struct Watch<'a> {
     worker: &'a mut Worker,
     batch: &'a [Claimed],
+    /// How long the commit has to wait: as long as the one of them that wants the most.
+    level: Option<CommitLevel>,
     /// The last one has left something in the session.
-    soiled: bool,
+    cut: bool,
     /// Before all that have failed.
     failed: Option<Place>,
 }
@@ -139,8 +149,12 @@ struct Watch<'a> {
 impl Watch<'_> {
     /// Makes the session ready for another text; false if that cannot be in this transaction, or something else comes first.
     fn goes_on(&mut self) -> Result<bool> {
-        self.soiled = session::is_soiled()?;
-        if self.soiled || interrupt::wants_turn() {
+        self.level = self.level.max(Some(CommitLevel::now()));
+        self.cut = session::is_soiled()?;
+        // what others have changed counts for the next task
+        let worker = &*self.worker;
+        let changed = MAY_BE_STALE.get() || worker.is_stale(&registry::lock()?);
+        if self.cut || changed || interrupt::wants_turn() {
             return Ok(false);
         }
         session::reset_settings()?;
@@ -167,7 +181,7 @@ impl statement::Watch for Watch<'_> {
 
     fn done(&mut self, index: usize) -> Result<bool> {
         let Claimed { task, store, .. } = &self.batch[index];
-        store.finish(task)?;
+        store.with_patience(PATIENCE_MILLISECONDS).finish(task)?;
         crash_point("a text of a batch has run");
         self.goes_on()
     }
@@ -177,7 +191,8 @@ impl statement::Watch for Watch<'_> {
         let text = errors::entry(&error.sqlstate().code(), error.message(), &error.fields());
         // from here on a cancel waits for what is marked now
         let cancelled = registry::lock()?.begin_ending(self.worker.ticket);
-        process::attempt_failed(store, &task.row, &text, cancelled)?;
+        let store = store.with_patience(PATIENCE_MILLISECONDS);
+        process::attempt_failed(&store, &task.row, &text, cancelled)?;
         let place = task.row.place();
         self.failed = Some(self.failed.map_or(place, |first| first.min(place)));
         crash_point("a text of a batch has failed");
@@ -186,10 +201,7 @@ impl statement::Watch for Watch<'_> {
 
     fn before_commit(&mut self) -> Result<()> {
         crash_point("a batch is about to commit");
-        // its settings are those of the last one, or of none
-        match self.batch.first() {
-            Some(claimed) if !self.soiled => relax(claimed.rules),
-            _ => Ok(()),
-        }
+        xact::commit_at(self.level);
+        Ok(())
     }
 }

@@ -25,7 +25,7 @@ enum Stage {
 
 /// Where commits need not wait for the disk, they do not, until the session is reset: so for the mark of a failure, too. What a
 /// task itself sets counts.
-pub(super) fn relax(rules: Rules) -> Result<()> {
+fn relax(rules: Rules) -> Result<()> {
     if rules.durability == config::Durability::Relaxed {
         guc::set_for_session(c"synchronous_commit", b"off")?;
     }
@@ -55,7 +55,7 @@ impl Worker {
             self.record_failure(task, &error, blameless)?;
         }
         self.done += 1;
-        self.batch_size = self.batch_size.saturating_mul(2);
+        self.batches.ran_alone();
         let transaction = Transaction::begin(Durability::Asynchronous)?;
         session::reset()?;
         crash_point("a session is reset");
