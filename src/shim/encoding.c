@@ -8,6 +8,7 @@
 
 #include "catalog/namespace.h"
 #include "mb/pg_wchar.h"
+#include "miscadmin.h"
 
 #include "encoding.h"
 
@@ -21,6 +22,8 @@ static char *
 convert_or_null(const char *text, int length)
 {
 	MemoryContext context = CurrentMemoryContext;
+	uint32		interrupts_held = InterruptHoldoffCount;
+	uint32		cancels_held = QueryCancelHoldoffCount;
 	char	   *volatile result = NULL;
 
 	PG_TRY();
@@ -33,6 +36,9 @@ convert_or_null(const char *text, int length)
 			PG_RE_THROW();
 		MemoryContextSwitchTo(context);
 		FlushErrorState();
+		/* the error has zeroed them: see pgbq_guard */
+		InterruptHoldoffCount = interrupts_held;
+		QueryCancelHoldoffCount = cancels_held;
 	}
 	PG_END_TRY();
 	return result;
