@@ -68,7 +68,8 @@ pub fn enqueue(sql: Option<&[u8]>, topic: Option<&[u8]>, options: Options) -> Re
     let role = security::current_role();
     let role_name = catalog::role_name(role)?.unwrap_or_default();
     refuse_without_login(role, &role_name)?;
-    let rules = topics::rules(topic)?;
+    let topic_id = TopicId::of(topic);
+    let rules = topics::configuration()?.rules(topic_id);
     let task = NewTask {
         sql,
         topic,
@@ -97,7 +98,7 @@ pub fn enqueue(sql: Option<&[u8]>, topic: Option<&[u8]>, options: Options) -> Re
         None => {
             let new = Candidate {
                 id,
-                topic: TopicId::of(topic),
+                topic: topic_id,
                 priority: task.priority,
                 joined_at,
                 ..Candidate::NONE

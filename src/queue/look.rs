@@ -133,9 +133,12 @@ pub fn look(store: &Store, question: Question<'_>) -> Result<Answer> {
     };
     let (role, from) = (look.question.key.role, look.question.from);
     store.main_line(role, from, |seen| look.see_in_line(&seen))?;
-    store.lanes(role, |seen| look.see(&seen))?;
-    look.settle_delay()?;
-    look.fetch_more()?;
+    // else all is looked at again after they have been moved
+    if look.strays.is_empty() {
+        store.lanes(role, |seen| look.see(&seen))?;
+        look.settle_delay()?;
+        look.fetch_more()?;
+    }
     if look.strays.is_empty() {
         Ok(look.answer())
     } else {

@@ -3,8 +3,8 @@
 use postgres::Client;
 
 use crate::harness::{
-    PATIENCE, Server, create_role, enqueue, enqueue_topic, enqueue_with, run, scalar, task,
-    wait_all_closed, wait_closed, wait_for, wait_state, wait_until, workers,
+    PATIENCE, Server, create_role, ends, enqueue, enqueue_all, enqueue_topic, enqueue_with, run,
+    scalar, task, wait_all_closed, wait_closed, wait_for, wait_state, wait_until, workers,
 };
 
 /// A server with one worker at a time, topic `b` with batches, and a worker that has made some already.
@@ -38,20 +38,8 @@ fn log(what: &str) -> String {
 
 /// Enqueues all of them in one transaction and waits for their ends; returns their states.
 fn together(client: &mut Client, topic: &str, texts: &[&str]) -> Vec<String> {
-    let ids = begin_together(client, topic, texts);
-    ids.iter()
-        .map(|&id| wait_closed(client, id).state)
-        .collect()
-}
-
-fn begin_together(client: &mut Client, topic: &str, texts: &[&str]) -> Vec<i64> {
-    let mut transaction = client.transaction().expect("a transaction");
-    let ids = texts
-        .iter()
-        .map(|text| enqueue_topic(&mut transaction, text, topic))
-        .collect();
-    transaction.commit().expect("a commit");
-    ids
+    let ids = enqueue_all(client, topic, texts);
+    ends(client, &ids)
 }
 
 fn logged(client: &mut Client) -> String {
@@ -152,7 +140,7 @@ fn what_is_left_of_a_batch_goes_before_nobody() {
     let mut alice = server.connect("alice", "postgres");
     let text = format!("SET work_mem = '1MB'; {}; SELECT pg_sleep(0.05)", log("w"));
     let many: Vec<&str> = vec![&text; 40];
-    begin_together(&mut client, "b", &many);
+    enqueue_all(&mut client, "b", &many);
     wait_until("some to have run", || {
         logged(&mut client).matches('w').count() >= 3
     });
@@ -174,7 +162,7 @@ fn what_is_left_of_a_batch_goes_before_nobody() {
 fn settings_of_the_role_that_change_during_a_batch_count_for_its_next_task() {
     let (_server, mut client) = start("");
     run(&mut client, "SELECT pg_advisory_lock(1)");
-    let ids = begin_together(
+    let ids = enqueue_all(
         &mut client,
         "b",
         &[
@@ -276,7 +264,7 @@ fn who_holds_the_row_of_a_task_does_not_hold_its_batch() {
         "CREATE TABLE acct (id int PRIMARY KEY, n int); INSERT INTO acct VALUES (1, 0)",
     );
     let mut holder = server.superuser();
-    let ids = begin_together(
+    let ids = enqueue_all(
         &mut client,
         "b",
         &[
@@ -320,7 +308,7 @@ fn a_task_of_a_batch_that_is_cancelled_by_its_process_has_failed() {
     // it may be too late for the second one: then once more
     wait_for("one that was cancelled", PATIENCE, || {
         run(&mut client, "TRUNCATE log");
-        let ids = begin_together(&mut client, "b", &texts);
+        let ids = enqueue_all(&mut client, "b", &texts);
         wait_until("it to sleep", || {
             scalar::<i64>(
                 &mut other,

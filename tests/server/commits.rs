@@ -3,8 +3,8 @@
 use postgres::Client;
 
 use crate::harness::{
-    PATIENCE, Server, enqueue_topic, enqueue_with, kill, run, scalar, states, wait_all_closed,
-    wait_closed, wait_state, wait_until,
+    PATIENCE, Server, ends, enqueue_all, enqueue_topic, enqueue_with, kill, run, scalar, states,
+    wait_all_closed, wait_closed, wait_state, wait_until,
 };
 
 const TOPICS: &str = "pg_background_queue.topic_config";
@@ -154,17 +154,6 @@ fn batch_server(more: &str) -> (Server, Client) {
     (server, client)
 }
 
-/// Enqueues these texts at once, so that a worker finds all of them.
-fn enqueue_all(client: &mut Client, texts: &[String]) -> Vec<i64> {
-    let mut transaction = client.transaction().expect("begin");
-    let ids = texts
-        .iter()
-        .map(|text| enqueue_topic(&mut transaction, text, "batch"))
-        .collect();
-    transaction.commit().expect("commit");
-    ids
-}
-
 fn insert(n: usize) -> String {
     format!("INSERT INTO effects (n) VALUES ({n})")
 }
@@ -173,18 +162,11 @@ fn transactions(client: &mut Client) -> i64 {
     scalar(client, "SELECT count(DISTINCT xid) FROM effects", &[])
 }
 
-/// Waits for these ends, in this order.
-fn ends(client: &mut Client, ids: &[i64]) -> Vec<String> {
-    ids.iter()
-        .map(|&id| wait_closed(client, id).state)
-        .collect()
-}
-
 #[test]
 fn tasks_of_a_batch_share_a_commit_and_keep_their_order() {
     let (_server, mut client) = batch_server("");
     let texts: Vec<String> = (0..100).map(insert).collect();
-    let ids = enqueue_all(&mut client, &texts);
+    let ids = enqueue_all(&mut client, "batch", &texts);
     assert!(
         ends(&mut client, &ids)
             .iter()
@@ -232,7 +214,7 @@ fn a_task_that_fails_in_a_batch_fails_alone() {
         "{}; DO $$ BEGIN RAISE EXCEPTION 'told' USING DETAIL = 'more', HINT = 'help'; END $$",
         insert(11)
     );
-    let ids = enqueue_all(&mut client, &texts);
+    let ids = enqueue_all(&mut client, "batch", &texts);
     let states = ends(&mut client, &ids);
     for (n, state) in states.iter().enumerate() {
         let expected = if [3, 4, 11].contains(&n) {
@@ -280,7 +262,7 @@ fn what_cannot_be_in_a_batch_runs_alone() {
     );
     texts[21] = "CREATE DATABASE of_a_batch".to_owned();
     texts[22] = format!("{}; COMMIT", insert(22));
-    let ids = enqueue_all(&mut client, &texts);
+    let ids = enqueue_all(&mut client, "batch", &texts);
     for (n, state) in ends(&mut client, &ids).iter().enumerate() {
         assert_eq!(state, if n == 22 { "failed" } else { "finished" }, "{n}");
     }
@@ -321,7 +303,7 @@ fn deferred_constraints_are_checked_at_the_end_of_each_task_of_a_batch() {
     ]
     .map(str::to_owned)
     .into();
-    let ids = enqueue_all(&mut client, &texts);
+    let ids = enqueue_all(&mut client, "batch", &texts);
     let states = ends(&mut client, &ids);
     let expected = [
         "finished", "failed", "finished", "finished", "finished", "finished", "failed", "finished",
@@ -379,7 +361,7 @@ fn nothing_of_a_task_of_a_batch_reaches_the_next() {
         .iter()
         .flat_map(|dirt| [(*dirt).to_owned(), trace.to_owned()])
         .collect();
-    let ids = enqueue_all(&mut client, &texts);
+    let ids = enqueue_all(&mut client, "batch", &texts);
     let states = ends(&mut client, &ids);
     // besides that one, a cursor in a transaction that has no other statement
     assert_eq!(
@@ -419,7 +401,7 @@ fn a_batch_holds_nothing_back_for_a_task_that_takes_long() {
     run(&mut client, "SELECT pg_advisory_lock(1)");
     let mut texts: Vec<String> = (0..40).map(insert).collect();
     texts[3] = format!("{}; SELECT pg_advisory_xact_lock(1)", insert(3));
-    let ids = enqueue_all(&mut client, &texts);
+    let ids = enqueue_all(&mut client, "batch", &texts);
     // all the others are done while that one waits: those before it in its batch, and those that were claimed with it
     wait_until("the others to be finished", || {
         scalar::<i64>(&mut client, "SELECT count(*) FROM effects", &[]) == 39
@@ -444,7 +426,7 @@ fn tasks_of_a_batch_can_be_cancelled_and_time_out() {
     run(&mut client, "SELECT pg_advisory_lock(1)");
     let mut texts: Vec<String> = (0..10).map(insert).collect();
     texts[1] = "SELECT pg_advisory_xact_lock(1)".to_owned();
-    let ids = enqueue_all(&mut client, &texts);
+    let ids = enqueue_all(&mut client, "batch", &texts);
     wait_state(&mut client, ids[1], "running");
     let mut other = _server.superuser();
     // those that wait behind it, whether they are put back by now or not; the one that runs
@@ -506,7 +488,7 @@ fn roles_and_topics_that_are_no_good_for_batches_have_none() {
     );
     let mut alice = server.connect("alice", "postgres");
     let texts: Vec<String> = (0..20).map(insert).collect();
-    let ids = enqueue_all(&mut alice, &texts);
+    let ids = enqueue_all(&mut alice, "batch", &texts);
     assert!(
         ends(&mut client, &ids)
             .iter()
@@ -542,7 +524,7 @@ fn a_batch_counts_as_one_and_its_tasks_are_seen_running() {
             )
         })
         .collect();
-    let ids = enqueue_all(&mut client, &texts);
+    let ids = enqueue_all(&mut client, "batch", &texts);
     let mut most = 0_i64;
     wait_until("all to be closed", || {
         let row = client
@@ -578,7 +560,7 @@ fn a_worker_that_is_ended_in_a_batch_harms_only_the_task_that_ran() {
             "{}; SELECT nextval('there_{round}'), pg_sleep(0.05)",
             insert(4)
         );
-        let ids = enqueue_all(&mut client, &texts);
+        let ids = enqueue_all(&mut client, "batch", &texts);
         wait_until("the fifth to run", || {
             scalar::<bool>(
                 &mut client,

@@ -6,8 +6,8 @@ use std::time::Duration;
 use postgres::Client;
 
 use crate::harness::{
-    PATIENCE, Server, enqueue, enqueue_topic, index_reads, run, scalar, task, wait_all_closed,
-    wait_closed, wait_state, wait_until,
+    PATIENCE, Server, enqueue, enqueue_topic, index_reads, old_snapshot, run, scalar, task,
+    wait_all_closed, wait_closed, wait_state, wait_until,
 };
 
 const CONFIG: &str = "pg_background_queue.topic_config";
@@ -52,16 +52,6 @@ fn shut_gate(server: &Server) -> Client {
 }
 
 const GATE: &str = "SELECT pg_advisory_xact_lock_shared(1)";
-
-/// A session with a snapshot that keeps all that is deleted from now on.
-fn old_snapshot(server: &Server) -> Client {
-    let mut old = server.superuser();
-    run(
-        &mut old,
-        "BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT FROM pg_class LIMIT 1",
-    );
-    old
-}
 
 /// Scans and entries read of the queue's indexes while so many tasks run that `enqueue` brings.
 fn reads(server: &Server, enqueue: &str, tasks: i64) -> (i64, i64) {

@@ -5,8 +5,8 @@ use std::time::{Duration, SystemTime};
 use postgres::Client;
 
 use crate::harness::{
-    PATIENCE, Server, Task, enqueue, index_reads, run, scalar, task, wait_all_closed, wait_for,
-    wait_state,
+    PATIENCE, Server, Task, enqueue, index_reads, old_snapshot, run, scalar, task, wait_all_closed,
+    wait_for, wait_state,
 };
 
 const LIMIT: &str = "pg_background_queue.max_parallel_running_tasks_count";
@@ -97,11 +97,7 @@ fn tasks_that_are_not_due_cost_other_tasks_of_their_role_nothing() {
 fn tasks_that_were_due_cost_later_looks_nothing() {
     let server = server(1);
     let mut client = server.superuser();
-    let mut old = server.superuser();
-    run(
-        &mut old,
-        "BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT FROM pg_class LIMIT 1",
-    );
+    let old = old_snapshot(&server);
     run(
         &mut client,
         "SELECT count(pg_background_queue_enqueue('SELECT 1', run_at => clock_timestamp() + '2 s')) FROM generate_series(1, 2000); \

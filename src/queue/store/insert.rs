@@ -1,5 +1,6 @@
 //! A new task.
 
+use super::rows::text_or_null;
 use super::{Lane, State, Store, origin};
 use crate::pg::datum::{self, Datum, IntoDatum};
 use crate::pg::table::{self, column, null_column};
@@ -41,10 +42,6 @@ impl Store {
         let c = &self.columns;
         // the sequence before its table, as DROP EXTENSION locks them
         let id = catalog::next_value(self.sequence)?;
-        let optional_text = |attnum, value: Option<&[u8]>| match value {
-            Some(value) => Ok(column(attnum, value.into_datum()?)),
-            None => Ok(null_column(attnum)),
-        };
         let optional = |attnum, value: Option<i64>| match value {
             Some(value) => column(attnum, value as Datum),
             None => null_column(attnum),
@@ -55,8 +52,8 @@ impl Store {
             &[
                 column(c.id, id.into_datum()?),
                 column(c.sql_statement, task.sql.into_datum()?),
-                optional_text(c.topic, task.topic)?,
-                optional_text(c.lane, task.lane.as_ref().map(Lane::text))?,
+                text_or_null(c.topic, task.topic)?,
+                text_or_null(c.lane, task.lane.as_ref().map(Lane::text))?,
                 column(c.joined_at, joined_at.into_datum()?),
                 column(c.priority, task.priority.into_datum()?),
                 self.state_column(State::Pending),

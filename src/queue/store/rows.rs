@@ -100,6 +100,14 @@ pub(super) fn optional_text(column: &Column) -> Result<Option<Vec<u8>>> {
         .transpose()
 }
 
+/// A text column with a value, or NULL.
+pub(super) fn text_or_null(attnum: i16, value: Option<&[u8]>) -> Result<Column> {
+    Ok(match value {
+        Some(value) => column(attnum, value.into_datum()?),
+        None => null_column(attnum),
+    })
+}
+
 impl Store {
     pub(super) fn state_column(&self, state: State) -> Column {
         column(self.columns.state, self.states[state as usize] as Datum)

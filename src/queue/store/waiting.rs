@@ -4,11 +4,11 @@
 //! each topic's in a lane of its own (the column `lane`): a million tasks that have to wait for each other are in nobody's way.
 
 use super::attempts::CLAIM;
-use super::rows::{integer, microseconds, optional_text};
+use super::rows::{integer, microseconds, optional_text, text_or_null};
 use super::{State, Store, origin};
 use crate::core::ready::{Place, Queued};
 use crate::pg::datum::{self, IntoDatum};
-use crate::pg::table::{self, Change, IndexScan, ScanKey, Updated, column, null_column};
+use crate::pg::table::{self, Change, IndexScan, ScanKey, Updated, null_column};
 use crate::pg::time::TimestampTz;
 use crate::pg::{Oid, Result};
 use crate::queue::topics::{MOST_TOPIC_BYTES, TopicId};
@@ -178,14 +178,10 @@ impl Store {
     /// # Errors
     /// I/O.
     pub fn put_into(&self, lane: Option<&Lane>, task: &Candidate, role: Oid) -> Result<Updated> {
-        let lane = match lane {
-            Some(lane) => column(self.columns.lane, lane.text().into_datum()?),
-            None => null_column(self.columns.lane),
-        };
         let change = Change {
             fence: &self.as_seen(task, role)?,
             get: &mut [],
-            set: &[lane],
+            set: &[text_or_null(self.columns.lane, lane.map(Lane::text))?],
         };
         table::update(self.table, task.id, change, CLAIM)
     }

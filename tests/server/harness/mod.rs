@@ -18,9 +18,10 @@ mod wait;
 
 pub use proc::{children, context_switches, is_alive, kill, wait_quiet};
 pub use queue::{
-    Task, Worker, create_role, enqueue, enqueue_topic, enqueue_with, index_reads, launcher_pid,
-    run, running_count, scalar, states, task, tasks, wait_all_closed, wait_closed,
-    wait_for_launcher, wait_no_workers, wait_state, worker_count, workers,
+    Task, Worker, create_role, ends, enqueue, enqueue_all, enqueue_topic, enqueue_with,
+    index_reads, launcher_pid, old_snapshot, run, running_count, scalar, states, task, tasks,
+    wait_all_closed, wait_closed, wait_for_launcher, wait_no_workers, wait_state, worker_count,
+    workers,
 };
 pub use server::{Builder, Connector, Notices, Server, Stop};
 pub use wait::{PATIENCE, wait_for, wait_until};

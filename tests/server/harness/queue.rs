@@ -3,8 +3,9 @@
 use std::time::{Duration, Instant, SystemTime};
 
 use postgres::types::{FromSqlOwned, ToSql};
-use postgres::{GenericClient, Row};
+use postgres::{Client, GenericClient, Row};
 
+use super::server::Server;
 use super::wait::{PATIENCE, wait_for};
 
 /// A row of `pg_background_tasks`, without the statement.
@@ -340,4 +341,34 @@ pub fn index_reads(client: &mut impl GenericClient, least: i64) -> (i64, i64) {
         last = now;
         settled.then_some(now)
     })
+}
+
+/// Enqueues these texts in one transaction, so that a worker finds all of them.
+#[track_caller]
+pub fn enqueue_all(client: &mut Client, topic: &str, texts: &[impl AsRef<str>]) -> Vec<i64> {
+    let mut transaction = client.transaction().expect("begin");
+    let ids = texts
+        .iter()
+        .map(|text| enqueue_topic(&mut transaction, text.as_ref(), topic))
+        .collect();
+    transaction.commit().expect("commit");
+    ids
+}
+
+/// Waits for the ends of these tasks; returns their states, in this order.
+#[track_caller]
+pub fn ends(client: &mut impl GenericClient, ids: &[i64]) -> Vec<String> {
+    ids.iter()
+        .map(|&id| wait_closed(client, id).state)
+        .collect()
+}
+
+/// A session with a snapshot that keeps all that is deleted from now on.
+pub fn old_snapshot(server: &Server) -> Client {
+    let mut old = server.superuser();
+    run(
+        &mut old,
+        "BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT FROM pg_class LIMIT 1",
+    );
+    old
 }
