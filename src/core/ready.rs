@@ -159,6 +159,8 @@ impl<T: Queued> Ready<T> {
             return LookEnd::TooLate;
         }
         let overlapped = self.takes != look.takes;
+        // it may have passed over something that came after this one began, and that counts as seen
+        let overtaken = self.fills != look.fills;
         self.fills += 1;
         self.first = 0;
         self.end = 0;
@@ -169,7 +171,7 @@ impl<T: Queued> Ready<T> {
                 self.end += 1;
             }
         }
-        self.complete = complete && !overlapped;
+        self.complete = complete && !overlapped && !overtaken;
         self.begun = false;
         if self.looks == look.number && !overlapped {
             // it has seen all that had come before it began
@@ -405,6 +407,22 @@ mod tests {
     }
 
     #[test]
+    fn a_look_that_another_has_overtaken_promises_nothing() {
+        let mut ready = ready();
+        fill(&mut ready, &[(1, 2), (1, 3)]);
+        take(&mut ready);
+        take(&mut ready);
+        let slow = ready.begin_look(false);
+        // its row is held, so that it comes back, and the next look passes it over
+        ready.arrive((1, 2).place());
+        let fast = ready.begin_look(false);
+        ready.end_look(fast, &[], false);
+        ready.end_look(slow, &[], true);
+        assert_eq!(ready.begin_look(false).from, (1, 2).place());
+        assert!(!ready.put((1, 5)));
+    }
+
+    #[test]
     fn a_whole_look_begins_at_the_head() {
         let mut ready = ready();
         fill(&mut ready, &[(1, 5), (1, 6)]);
@@ -492,8 +510,8 @@ mod tests {
         Enqueue(i32),
         /// With its place in hand.
         Put(i32),
-        /// Begins and ends; in between these happen.
-        Look(usize, Vec<Event>),
+        /// Begins and ends; in between these happen. The first task is passed over if somebody holds its row.
+        Look(usize, bool, Vec<Event>),
         Take,
         /// The first is skipped, because its topic is full.
         TakeSecond,
@@ -513,7 +531,16 @@ mod tests {
             1 => Just(Event::Clear),
         ];
         let inner = prop::collection::vec(simple.clone(), 0..5);
-        prop_oneof![3 => simple, 2 => (1..5_usize, inner).prop_map(|(most, inside)| Event::Look(most, inside))]
+        let look = (1..5_usize, any::<bool>(), inner);
+        prop_oneof![
+            3 => simple,
+            2 => look.clone().prop_map(|(most, held, inside)| Event::Look(most, held, inside)),
+            // two at the same time
+            1 => (look.clone(), look).prop_map(|((most, held, mut inside), (other, other_held, within))| {
+                inside.push(Event::Look(other, other_held, within));
+                Event::Look(most, held, inside)
+            }),
+        ]
     }
 
     #[derive(Default)]
@@ -559,20 +586,24 @@ mod tests {
                 }
             }
             Event::Clear => ready.clear(),
-            Event::Look(most, inside) => {
+            Event::Look(most, held, inside) => {
                 let look = ready.begin_look(false);
                 let from = look.from;
-                let found: Vec<Task> = table
+                let mut found: Vec<Task> = table
                     .open
                     .iter()
                     .filter(|task| task.stands_apart() || task.place() >= from)
                     .take(*most)
                     .copied()
                     .collect();
+                let passed_over = *held && !found.is_empty();
+                if passed_over {
+                    found.remove(0);
+                }
                 for event in inside {
                     happen(event, ready, table);
                 }
-                ready.end_look(look, &found, true);
+                ready.end_look(look, &found, !passed_over);
             }
         }
     }
@@ -590,7 +621,7 @@ mod tests {
                 while !ready.tasks().is_empty() {
                     happen(&Event::Take, &mut ready, &mut table);
                 }
-                happen(&Event::Look(4, Vec::new()), &mut ready, &mut table);
+                happen(&Event::Look(4, false, Vec::new()), &mut ready, &mut table);
             }
             prop_assert_eq!(table.open.len(), 0, "{:?}", table.open);
         }
