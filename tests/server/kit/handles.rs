@@ -137,7 +137,7 @@ fn a_wait_for_the_start_has_an_end_too() {
     let (_, outcome) = thread.join().expect("the waiting backend");
     // what it says may arrive before it is gone
     if let Ok(said) = outcome {
-        assert_eq!(said, "postmaster died, postmaster died");
+        assert_eq!(said, "postmaster died, postmaster died, postmaster died");
     }
     let log = fixture.server.log_since(mark);
     assert!(
