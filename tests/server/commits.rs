@@ -8,6 +8,7 @@ use crate::harness::{
 };
 
 const TOPICS: &str = "pg_background_queue.topic_config";
+const LIMIT: &str = "pg_background_queue.max_parallel_running_tasks_count";
 const DURABILITY: &str = "pg_background_queue.durability";
 
 /// What a task of this topic finds `synchronous_commit` to be.
@@ -380,6 +381,31 @@ fn nothing_of_a_task_of_a_batch_reaches_the_next() {
         &[],
     );
     assert_eq!(done, 10 + 2 * dirt.len() as i64);
+}
+
+#[test]
+fn the_claim_of_a_task_is_part_of_the_commit_before_it() {
+    let server = Server::builder().start();
+    let mut client = server.superuser();
+    run(
+        &mut client,
+        "CREATE TABLE effects (n int, xid bigint DEFAULT txid_current())",
+    );
+    // also where all places are taken and there is more to do
+    for workers in ["1", "3"] {
+        run(&mut client, "TRUNCATE effects");
+        server.set_and_reload(LIMIT, "0");
+        let texts: Vec<String> = (0..400).map(insert).collect();
+        enqueue_all(&mut client, "plain", &texts);
+        server.set_and_reload(LIMIT, workers);
+        wait_all_closed(&mut client, PATIENCE);
+        let span: i64 = scalar(
+            &mut client,
+            "SELECT max(xid) - min(xid) FROM effects HAVING count(*) = 400",
+            &[],
+        );
+        assert!(span < 500, "{workers} workers: {span}");
+    }
 }
 
 #[test]

@@ -7,6 +7,17 @@ use crate::core::plan;
 use crate::pg::Oid;
 use crate::pg::bgworker::pool::SlotState;
 
+/// What a busy worker's place is wanted for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Wanted {
+    /// For nothing: the limit has been lowered.
+    FewerWorkers,
+    /// For a role that has no worker.
+    ForRole,
+    /// For a role with work of better priority than its workers can do.
+    ForBetter,
+}
+
 impl Registry {
     /// What the launcher plans with.
     pub fn view(&mut self) -> (Vec<plan::Worker>, Vec<plan::Demand>, usize) {
@@ -63,27 +74,41 @@ impl Registry {
         (workers, demands, orphans)
     }
 
-    /// Whether a busy worker has to leave its place to others before its next task: because there are too many workers,
-    /// because a role has none, and its priority is better or as good and the worker's `stint` is over, or because others
-    /// of better priority have more to do. Priorities count within a database; databases take turns. Each call that says yes counts.
-    pub fn must_make_room(&mut self, database: Oid, priority: i32, stint_is_over: bool) -> bool {
-        let header = &mut *self.header;
+    /// Why a busy worker has to leave its place to others before its next task, if it has to: there are too many workers; a role has none, and
+    /// its priority is better or as good and the worker's `stint` is over; or others of better priority have more to do. Priorities count
+    /// within a database; databases take turns.
+    fn room_wanted(&self, database: Oid, priority: i32, stint_is_over: bool) -> Option<Wanted> {
+        let header = &self.header;
         if header.surplus > 0 {
-            header.surplus -= 1;
-            return true;
+            return Some(Wanted::FewerWorkers);
         }
         let (for_database, for_priority) = header.room_for;
         let equal = for_database != database || priority == for_priority;
         let better = for_database == database && priority > for_priority;
         if header.room > 0 && (better || equal && stint_is_over) {
-            header.room -= 1;
-            return true;
+            return Some(Wanted::ForRole);
         }
-        if header.better.0 == database && priority > header.better.1 {
-            header.better = (0, 0);
-            return true;
+        let (for_database, for_priority) = header.better;
+        (for_database == database && priority > for_priority).then_some(Wanted::ForBetter)
+    }
+
+    /// Whether a worker may go on without [asking](Registry::must_make_room), which would be answered by no.
+    pub fn may_go_on(&self, database: Oid, priority: i32, stint_is_over: bool) -> bool {
+        self.room_wanted(database, priority, stint_is_over)
+            .is_none()
+    }
+
+    /// Whether a busy worker has to leave its place to others before its next task. Each call that says yes counts.
+    pub fn must_make_room(&mut self, database: Oid, priority: i32, stint_is_over: bool) -> bool {
+        let wanted = self.room_wanted(database, priority, stint_is_over);
+        let header = &mut *self.header;
+        match wanted {
+            None => return false,
+            Some(Wanted::FewerWorkers) => header.surplus -= 1,
+            Some(Wanted::ForRole) => header.room -= 1,
+            Some(Wanted::ForBetter) => header.better = (0, 0),
         }
-        false
+        true
     }
 
     /// Whether a worker has to leave instead of becoming idle, because others than its own `key` could use the place.

@@ -99,23 +99,27 @@ impl Registry {
 
     /// Takes the task that the worker of this ticket is to go on with when the one that it runs has finished: a known one that may have
     /// the place of that, or a free one of its topic. Only where nobody else has to be asked, or waits for such a place, and if it is of this
-    /// priority or a better one.
+    /// priority or a better one. The stint is as in [`Registry::must_make_room`].
     pub fn begin_next(
         &mut self,
         ticket: Ticket,
         priority: i32,
+        stint_is_over: bool,
         configuration: &Configuration,
         now: TimestampTz,
     ) -> Option<Candidate> {
         let slot = pool::find(self.slots, ticket)?;
         let (key, work) = (slot.key, slot.payload);
         let header = &self.header;
-        let others_wait = header.surplus > 0 || header.room > 0 || header.better != (0, 0);
         let (unclean, booted) = (header.unclean, header.booted);
-        if work.leaving || work.cancelled || work.suspect || others_wait {
+        if work.leaving || work.cancelled || work.suspect {
             return None;
         }
         if self.running() > self.header.limit as usize {
+            return None;
+        }
+        let first = self.shelf(key)?.ready.tasks().first()?.priority;
+        if !self.may_go_on(key.database, first, stint_is_over) {
             return None;
         }
         if self.must_look_again(key, now) {

@@ -127,8 +127,7 @@ impl Worker {
             return Ok(Permission::LookAgain);
         }
         let stale = self.is_stale(&registry) || self.done >= MOST_TASKS;
-        let stint_over = self.since.elapsed().as_micros() > plan::STINT_MICROSECONDS as u128;
-        let make_room = registry.must_make_room(key.database, first.priority, stint_over);
+        let make_room = registry.must_make_room(key.database, first.priority, self.stint_is_over());
         let leaving =
             pool::find(registry.slots, self.ticket).is_none_or(|slot| slot.payload.leaving);
         if stale || make_room || leaving {
@@ -169,6 +168,11 @@ impl Worker {
         self.sight = sight;
         self.leave_to_others(&mut registry, configuration, now);
         Ok(Permission::Granted(candidate, more, rules))
+    }
+
+    /// Whether it has served its role for as long as it may while others wait.
+    fn stint_is_over(&self) -> bool {
+        self.since.elapsed().as_micros() > plan::STINT_MICROSECONDS as u128
     }
 
     /// What this worker leaves undone while it runs a task, for hours maybe, is others'.
@@ -236,7 +240,10 @@ impl Worker {
                 return Ok(());
             };
             let now = time::now();
-            let Some(next) = registry.begin_next(self.ticket, priority, &configuration, now) else {
+            let stint_over = self.stint_is_over();
+            let Some(next) =
+                registry.begin_next(self.ticket, priority, stint_over, &configuration, now)
+            else {
                 return Ok(());
             };
             self.sight = sight;
