@@ -170,11 +170,11 @@ BEGIN
     EXECUTE format(
         $alter$
         ALTER TABLE @extschema@.pg_background_tasks
+            ADD COLUMN attempt integer NOT NULL DEFAULT 0,
             ADD COLUMN role_oid oid NOT NULL DEFAULT %s,
             ADD COLUMN role_name name NOT NULL DEFAULT %L,
             ADD COLUMN origin text NOT NULL DEFAULT %L,
             ADD COLUMN search_path text NOT NULL DEFAULT %L,
-            ADD COLUMN attempt integer NOT NULL DEFAULT 0,
             ADD COLUMN due_at timestamptz,
             ADD COLUMN max_retries integer,
             ADD COLUMN interruptions integer NOT NULL DEFAULT 0,
@@ -239,11 +239,11 @@ COMMENT ON COLUMN @extschema@.pg_background_tasks.state IS 'pending, running, re
 COMMENT ON COLUMN @extschema@.pg_background_tasks.retry_count IS 'Retries used so far';
 COMMENT ON COLUMN @extschema@.pg_background_tasks.retry_delay_in_sec IS 'Wait before the latest retry';
 COMMENT ON COLUMN @extschema@.pg_background_tasks.errors IS 'SQLSTATE, message, detail, hint and context of each failed attempt, the oldest cut first';
+COMMENT ON COLUMN @extschema@.pg_background_tasks.attempt IS 'How often it was begun';
 COMMENT ON COLUMN @extschema@.pg_background_tasks.role_oid IS 'OID of the role that enqueued it and as which it runs';
 COMMENT ON COLUMN @extschema@.pg_background_tasks.role_name IS 'Name of that role when the task was enqueued';
 COMMENT ON COLUMN @extschema@.pg_background_tasks.origin IS 'System identifier of the server and OID of the database in which it was enqueued: it runs nowhere else by itself';
 COMMENT ON COLUMN @extschema@.pg_background_tasks.search_path IS 'search_path in force when it was enqueued, and while it runs';
-COMMENT ON COLUMN @extschema@.pg_background_tasks.attempt IS 'How often it was begun';
 COMMENT ON COLUMN @extschema@.pg_background_tasks.due_at IS 'It does not run before';
 COMMENT ON COLUMN @extschema@.pg_background_tasks.max_retries IS 'Its own limit of retries; NULL: pg_background_queue.retry_count when it fails';
 COMMENT ON COLUMN @extschema@.pg_background_tasks.interruptions IS 'Crashes of the server that it was running in';

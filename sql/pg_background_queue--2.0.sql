@@ -16,7 +16,8 @@ COMMENT ON TYPE @extschema@.pg_background_queue_task_state IS
 
 -- id, the sequence and the key have the names that version 1.0 gave them.
 --
--- fillfactor: the versions that a claim and a finish make find room on the page of the first; that costs the least WAL.
+-- fillfactor: the versions that a claim and a finish make find room on the page of the first; that costs the least WAL. What
+-- they change stands together, from started_at to attempt: an update writes all that is in between to the WAL.
 CREATE TABLE @extschema@.pg_background_tasks (
     id bigserial PRIMARY KEY,
     sql_statement text NOT NULL,
@@ -29,11 +30,11 @@ CREATE TABLE @extschema@.pg_background_tasks (
     retry_count integer NOT NULL DEFAULT 0,
     retry_delay_in_sec integer NOT NULL DEFAULT 0,
     errors text,
+    attempt integer NOT NULL DEFAULT 0,
     role_oid oid NOT NULL,
     role_name name NOT NULL,
     origin text NOT NULL,
     search_path text NOT NULL,
-    attempt integer NOT NULL DEFAULT 0,
     due_at timestamptz,
     max_retries integer,
     interruptions integer NOT NULL DEFAULT 0,
@@ -70,11 +71,11 @@ COMMENT ON COLUMN @extschema@.pg_background_tasks.state IS 'pending, running, re
 COMMENT ON COLUMN @extschema@.pg_background_tasks.retry_count IS 'Retries used so far';
 COMMENT ON COLUMN @extschema@.pg_background_tasks.retry_delay_in_sec IS 'Wait before the latest retry';
 COMMENT ON COLUMN @extschema@.pg_background_tasks.errors IS 'SQLSTATE, message, detail, hint and context of each failed attempt, the oldest cut first';
+COMMENT ON COLUMN @extschema@.pg_background_tasks.attempt IS 'How often it was begun';
 COMMENT ON COLUMN @extschema@.pg_background_tasks.role_oid IS 'OID of the role that enqueued it and as which it runs';
 COMMENT ON COLUMN @extschema@.pg_background_tasks.role_name IS 'Name of that role when the task was enqueued';
 COMMENT ON COLUMN @extschema@.pg_background_tasks.origin IS 'System identifier of the server and OID of the database in which it was enqueued: it runs nowhere else by itself';
 COMMENT ON COLUMN @extschema@.pg_background_tasks.search_path IS 'search_path in force when it was enqueued, and while it runs';
-COMMENT ON COLUMN @extschema@.pg_background_tasks.attempt IS 'How often it was begun';
 COMMENT ON COLUMN @extschema@.pg_background_tasks.due_at IS 'It does not run before';
 COMMENT ON COLUMN @extschema@.pg_background_tasks.max_retries IS 'Its own limit of retries; NULL: pg_background_queue.retry_count when it fails';
 COMMENT ON COLUMN @extschema@.pg_background_tasks.interruptions IS 'Crashes of the server that it was running in';
