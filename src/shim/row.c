@@ -17,12 +17,15 @@
 #include "access/table.h"
 #include "access/tableam.h"
 #include "access/xact.h"
+#include "catalog/index.h"
+#include "catalog/pg_am.h"
 #include "catalog/pg_type.h"
 #include "executor/executor.h"
 #include "miscadmin.h"
 #include "nodes/execnodes.h"
 #include "pgstat.h"
 #include "portability/instr_time.h"
+#include "storage/bufmgr.h"
 #include "storage/lmgr.h"
 #include "storage/proc.h"
 #include "utils/datum.h"
@@ -59,23 +62,72 @@ struct PgbqScan
 	TupleTableSlot *slot;
 };
 
+/* Makes the entry of a row in one of the target's indexes that is a plain btree, without a look at whether there is such a key. */
+static void
+insert_unchecked(PgbqTarget *target, TupleTableSlot *slot, Relation index, IndexInfo *info)
+{
+	Datum		values[INDEX_MAX_KEYS];
+	bool		isnull[INDEX_MAX_KEYS];
+
+	FormIndexDatum(info, slot, target->estate, values, isnull);
+	(void) index_insert(index, values, isnull, &slot->tts_tid, target->rel, UNIQUE_CHECK_NO,
+#if PG_VERSION_NUM >= 140000
+						true,
+#endif
+						info);
+}
+
 /*
  * Makes the index entries of a row that has been stored. What a deferrable constraint would have to check again
  * when the transaction ends is ignored: that is a trigger's work, and triggers do not fire.
+ *
+ * If it is an update that leaves the key of a unique index as it is, that is kept: nobody else can have got that key meanwhile, because
+ * the old version has it. The executor would look nevertheless, at all old versions of the row, with the page of the index locked; and
+ * those who work on the rows beside it want that page, too.
  */
 static void
-insert_index_entries(PgbqTarget *target, TupleTableSlot *slot, bool update, bool only_summarizing)
+insert_index_entries(PgbqTarget *target, TupleTableSlot *slot, bool update, bool only_summarizing, Relation kept)
 {
-	if (target->result->ri_NumIndices == 0)
+	ResultRelInfo *result = target->result;
+	IndexInfo  *unchecked = NULL;
+
+	if (result->ri_NumIndices == 0)
 		return;
 
+	for (int i = 0; i < result->ri_NumIndices && kept != NULL && !only_summarizing; i++)
+	{
+		IndexInfo  *info = result->ri_IndexRelationInfo[i];
+
+		if (result->ri_IndexRelationDescs[i] == kept && info->ii_Am == BTREE_AM_OID && info->ii_ReadyForInserts &&
+			info->ii_Predicate == NIL && info->ii_Expressions == NIL)
+		{
+			insert_unchecked(target, slot, kept, info);
+			/* the executor leaves it out then; after an error there is no target any more */
+			info->ii_ReadyForInserts = false;
+			unchecked = info;
+		}
+	}
+
 #if PG_VERSION_NUM >= 160000
-	(void) ExecInsertIndexTuples(target->result, slot, target->estate, update, false, NULL, NIL, only_summarizing);
+	(void) ExecInsertIndexTuples(result, slot, target->estate, update, false, NULL, NIL, only_summarizing);
 #elif PG_VERSION_NUM >= 140000
-	(void) ExecInsertIndexTuples(target->result, slot, target->estate, update, false, NULL, NIL);
+	(void) ExecInsertIndexTuples(result, slot, target->estate, update, false, NULL, NIL);
 #else
 	(void) ExecInsertIndexTuples(slot, target->estate, false, NULL, NIL);
 #endif
+
+	if (unchecked != NULL)
+		unchecked->ii_ReadyForInserts = true;
+}
+
+/* Whether these are columns beside the one by which the rows of the index are found. */
+static bool
+leaves_key(Relation index, const PgbqColumn *cols, int ncols)
+{
+	for (int i = 0; i < ncols; i++)
+		if (cols[i].attnum == index->rd_index->indkey.values[0])
+			return false;
+	return true;
 }
 
 /*
@@ -206,6 +258,33 @@ open_target_for_update(PgbqTarget **target, Oid relid, Oid pkindex, const PgbqCo
 }
 
 /*
+ * Where this process has put the row that it updated last. Who has claimed a task ends it, with nothing else written in between: so half of all
+ * lookups are for this row. It is no more than a place to look at first: that update may have been rolled back, or the table made anew.
+ */
+static struct
+{
+	Oid			relid;
+	int64		id;
+	ItemPointerData tid;
+} written;
+
+/* Whether the slot holds the row with this id as find_row would have found it, because it is still where it was put. */
+static bool
+find_written(Relation rel, Relation index, int64 id, TupleTableSlot *slot)
+{
+	bool		isnull;
+
+	if (written.relid != RelationGetRelid(rel) || written.id != id)
+		return false;
+	/* VACUUM may have cut off the end of the table; now that it is locked this cannot happen any more */
+	if (ItemPointerGetBlockNumber(&written.tid) >= RelationGetNumberOfBlocks(rel))
+		return false;
+	if (!table_tuple_fetch_row_version(rel, &written.tid, SnapshotSelf, slot))
+		return false;
+	return DatumGetInt64(slot_getattr(slot, index->rd_index->indkey.values[0], &isnull)) == id && !isnull;
+}
+
+/*
  * Looks a row up; on success the slot holds a copy of it, and no buffer is pinned.
  *
  * SnapshotSelf sees what is committed by now, whatever snapshot the transaction has, and takes no predicate locks.
@@ -216,6 +295,12 @@ find_row(Relation rel, Relation index, int64 id, TupleTableSlot *slot)
 	ScanKeyData key;
 	IndexScanDesc scan;
 	bool		found;
+
+	if (find_written(rel, index, id, slot))
+	{
+		ExecMaterializeSlot(slot);
+		return true;
+	}
 
 	ScanKeyInit(&key, 1, BTEqualStrategyNumber, F_INT8EQ, Int64GetDatum(id));
 #if PG_VERSION_NUM >= 180000
@@ -359,11 +444,15 @@ update_row(Oid relid, Oid pkindex, int64 id, const PgbqColumn *fence, int nfence
 			{
 #if PG_VERSION_NUM >= 160000
 				if (update_indexes != TU_None)
-					insert_index_entries(target, new_slot, true, update_indexes == TU_Summarizing);
+					insert_index_entries(target, new_slot, true, update_indexes == TU_Summarizing,
+										 leaves_key(index, set, nset) ? index : NULL);
 #else
 				if (update_indexes)
-					insert_index_entries(target, new_slot, true, false);
+					insert_index_entries(target, new_slot, true, false, leaves_key(index, set, nset) ? index : NULL);
 #endif
+				written.relid = relid;
+				written.id = id;
+				written.tid = new_slot->tts_tid;
 				get_columns(slot, get, nget, caller_context);
 				result = PGBQ_ROW_DONE;
 				break;
@@ -501,7 +590,7 @@ pgbq_row_insert(Oid relid, const PgbqColumn *cols, int ncols)
 	if (target->rel->rd_att->constr)
 		ExecConstraints(target->result, slot, target->estate);
 	table_tuple_insert(target->rel, slot, GetCurrentCommandId(true), 0, NULL);
-	insert_index_entries(target, slot, false, false);
+	insert_index_entries(target, slot, false, false, NULL);
 
 	ExecDropSingleTupleTableSlot(slot);
 	MemoryContextSwitchTo(old);

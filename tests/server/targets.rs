@@ -7,7 +7,8 @@ use postgres::Client;
 use postgres::error::SqlState;
 
 use crate::harness::{
-    PATIENCE, Server, enqueue, enqueue_topic, run, scalar, states, wait_all_closed, wait_closed,
+    PATIENCE, Server, enqueue, enqueue_all, enqueue_topic, run, scalar, states, task,
+    wait_all_closed, wait_closed, wait_until,
 };
 
 const LIMIT: &str = "pg_background_queue.max_parallel_running_tasks_count";
@@ -41,6 +42,10 @@ fn found(client: &mut Client, condition: &str) -> i64 {
         &format!("SELECT count(*) FROM pg_background_tasks WHERE {condition}"),
         &[],
     )
+}
+
+fn cancel(client: &mut Client, task: i64) -> bool {
+    scalar(client, "SELECT pg_background_queue_cancel($1)", &[&task])
 }
 
 /// Every entry that each index of the table should have is there.
@@ -319,6 +324,96 @@ fn workers_go_on_while_others_change_the_indexes() {
     assert_eq!(odd, 0);
     let seen: i64 = scalar(&mut client, "SELECT count(DISTINCT n) FROM seen", &[]);
     assert_eq!(seen, tasks);
+    check_indexes(&mut client);
+}
+
+/// Who has written a row looks for it where he has put it.
+#[test]
+fn a_row_is_found_wherever_it_has_gone() {
+    let (server, mut client) = stopped();
+    let mut dba = server.superuser();
+    let texts = vec!["SELECT 1"; 500];
+    let ids = enqueue_all(&mut client, "many", &texts);
+    let last = *ids.last().expect("500");
+    // all the others are like it, and one of them comes to where it was
+    let middle = ids[250];
+    assert!(cancel(&mut client, middle));
+    let place = "SELECT ctid::text FROM pg_background_tasks WHERE id = $1";
+    let old: String = scalar(&mut dba, place, &[&middle]);
+    run(
+        &mut dba,
+        "UPDATE pg_background_tasks SET state = 'pending', closed_at = NULL WHERE state = 'cancelled'",
+    );
+    run(
+        &mut dba,
+        "ALTER TABLE pg_background_tasks SET (fillfactor = 100)",
+    );
+    run(&mut dba, "VACUUM FULL pg_background_tasks");
+    let there: i64 = scalar(
+        &mut dba,
+        &format!("SELECT id FROM pg_background_tasks WHERE ctid = '{old}'"),
+        &[],
+    );
+    assert_ne!(there, middle);
+    assert!(cancel(&mut client, middle));
+    assert_eq!(task(&mut dba, middle).state, "cancelled");
+    assert_eq!(task(&mut dba, there).state, "pending");
+
+    for change in [
+        "SELECT",
+        "VACUUM pg_background_tasks",
+        "VACUUM FULL pg_background_tasks",
+        "CLUSTER pg_background_tasks USING pg_background_tasks_pkey",
+        // the place is behind the end then
+        "WITH gone AS (DELETE FROM pg_background_tasks WHERE id <> (SELECT max(id) FROM pg_background_tasks)) SELECT",
+        "VACUUM FULL pg_background_tasks",
+    ] {
+        assert!(cancel(&mut client, last), "before {change}");
+        assert!(!cancel(&mut client, last), "before {change}");
+        run(
+            &mut dba,
+            "UPDATE pg_background_tasks SET state = 'pending', closed_at = NULL WHERE state = 'cancelled'",
+        );
+        run(&mut dba, change);
+    }
+    run(&mut client, "BEGIN");
+    assert!(cancel(&mut client, last));
+    run(&mut client, "ROLLBACK");
+    assert!(cancel(&mut client, last));
+    check_indexes(&mut client);
+}
+
+/// The key of a row that is updated is not looked for once more.
+#[test]
+fn nobody_gets_the_key_of_a_row_that_is_being_updated() {
+    let (server, mut client) = stopped();
+    let mut watcher = server.superuser();
+    for end in ["ROLLBACK", "COMMIT"] {
+        let task = enqueue(&mut client, "SELECT 1");
+        run(&mut client, "BEGIN");
+        assert!(cancel(&mut client, task));
+        let thief = std::thread::scope(|scope| {
+            let thief = scope.spawn(|| {
+                let mut session = server.superuser();
+                session.batch_execute(&format!(
+                    "INSERT INTO pg_background_tasks SELECT (jsonb_populate_record(t, '{{\"topic\": \"thief\"}}')).*
+                     FROM pg_background_tasks AS t WHERE id = {task}"
+                ))
+            });
+            wait_until("the other to wait", || {
+                scalar::<i64>(
+                    &mut watcher,
+                    "SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'transactionid'",
+                    &[],
+                ) == 1
+            });
+            run(&mut client, end);
+            thief.join().expect("it ends")
+        });
+        let error = thief.expect_err("the key is taken");
+        assert_eq!(error.code(), Some(&SqlState::UNIQUE_VIOLATION), "{end}");
+        assert_eq!(cancel(&mut client, task), end == "ROLLBACK");
+    }
     check_indexes(&mut client);
 }
 
