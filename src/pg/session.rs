@@ -33,7 +33,7 @@ pub fn reset() -> Result<()> {
     guard(|| unsafe { pg_sys::pgbq_reset_session() })
 }
 
-/// The part of [`reset`] that can be done in the middle of a transaction, and that is enough for a session that is not
+/// The part of [`reset`] that can be done in the middle of a transaction, or without one, and that is enough for a session that is not
 /// [soiled](is_soiled).
 ///
 /// # Errors

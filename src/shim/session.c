@@ -32,14 +32,17 @@ pgbq_reset_session(void)
 	ResetTempTableNamespace();
 }
 
-/* Of that, what a session can have that has run no utility command and holds no lock of its own: it needs no end of a transaction. */
+/*
+ * Of that, what a session can have that has run no utility command and holds no lock of its own. It can be done in the middle
+ * of a transaction, and without one: to reset a setting is to take its old value back, and nothing of that is looked up again.
+ */
 void
 pgbq_reset_settings(void)
 {
 	PortalHashTableDeleteAll();
-	SetPGVariable("session_authorization", NIL, false);
+	SetConfigOption("session_authorization", NULL, PGC_SUSET, PGC_S_SESSION);
 	/* DISCARD ALL relies on the above for the role; some versions leave the setting itself behind */
-	SetPGVariable("role", NIL, false);
+	SetConfigOption("role", NULL, PGC_SUSET, PGC_S_SESSION);
 	ResetAllOptions();
 	/* in a transaction the default of the role is armed at once */
 	pgbq_stop_transaction_timeout();

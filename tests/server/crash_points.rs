@@ -61,7 +61,6 @@ const ENDING: &[(&str, Way)] = &[
     ("a failure mark is made", Way::Fail),
     ("a failure mark is committed", Way::Fail),
     ("a session is reset", Way::Succeed),
-    ("a reset is committed", Way::Succeed),
     ("a slot is about to be given back", Way::Succeed),
 ];
 

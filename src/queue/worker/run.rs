@@ -56,11 +56,14 @@ impl Worker {
         }
         self.done += 1;
         self.batches.ran_alone();
-        let transaction = Transaction::begin(Durability::Asynchronous)?;
-        session::reset()?;
+        if session::is_soiled()? {
+            let transaction = Transaction::begin(Durability::Asynchronous)?;
+            session::reset()?;
+            transaction.commit()?;
+        } else {
+            session::reset_settings()?;
+        }
         crash_point("a session is reset");
-        transaction.commit()?;
-        crash_point("a reset is committed");
         self.end_task(true)?;
         self.show_idle()?;
         session::report_statistics(false)
