@@ -452,6 +452,7 @@ impl Launcher {
             slot.latch.set();
         }
         let demands = registry.demands();
+        demands.iter_mut().for_each(|demand| demand.note_planned());
         Ok((
             plan.next,
             plan.start.iter().map(|&index| demands[index].key).collect(),

@@ -441,6 +441,38 @@ fn idle_processes_do_not_wake_up() {
     );
 }
 
+/// Where no place is free, the launcher hears once that there is more to do.
+#[test]
+fn what_the_launcher_knows_does_not_wake_it() {
+    let server = Server::builder().conf(LIMIT, "1").start();
+    let mut client = server.superuser();
+    let mut session = server.superuser();
+    run(&mut client, "SELECT pg_advisory_lock(1)");
+    let first = enqueue(&mut session, "SELECT pg_advisory_xact_lock(1)");
+    wait_state(&mut session, first, "running");
+    let launcher = wait_for_launcher(&mut client, 0);
+    for limit in [1, 0] {
+        set_limit(&server, &mut client, limit);
+        let before = context_switches(launcher).expect("it lives");
+        for _ in 0..300 {
+            enqueue(&mut session, "SELECT 1");
+        }
+        let woken = context_switches(launcher).expect("it lives") - before;
+        assert!(woken < 100, "{woken} context switches, limit {limit}");
+    }
+    set_limit(&server, &mut client, 2);
+    // it is told of the places that there are now
+    wait_until("all but the first to be done", || {
+        scalar::<i64>(
+            &mut session,
+            "SELECT count(*) FROM pg_background_tasks WHERE state = 'finished'",
+            &[],
+        ) == 600
+    });
+    run(&mut client, "SELECT pg_advisory_unlock(1)");
+    wait_state(&mut session, first, "finished");
+}
+
 #[test]
 fn an_idle_installation_has_no_workers_after_the_idle_timeout() {
     let server = Server::builder().conf(IDLE_TIMEOUT, "1500ms").start();

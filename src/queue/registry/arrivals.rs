@@ -93,10 +93,11 @@ impl Registry {
             .slots
             .iter()
             .any(|slot| slot.state == SlotState::Attached && slot.key == key);
-        if let Some(demand) = self.demand(key) {
-            demand.more |= busy;
-        }
-        true
+        let Some(demand) = self.demand(key) else {
+            return true;
+        };
+        demand.more |= busy;
+        !demand.is_planned()
     }
 
     /// A task of this key that was taken waits (again).

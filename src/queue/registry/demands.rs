@@ -29,6 +29,47 @@ pub struct Demand {
     pub blocked: bool,
     /// Starts of a worker that have failed in a row.
     pub failures: u16,
+    /// What the launcher went by when it planned last.
+    pub planned: Planned,
+}
+
+/// What the launcher plans by.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(C)]
+pub struct Planned {
+    priority: i32,
+    due: TimestampTz,
+    more: bool,
+}
+
+impl Planned {
+    /// Nothing yet.
+    const NEVER: Self = Self {
+        priority: i32::MAX,
+        due: TimestampTz::MIN,
+        more: false,
+    };
+}
+
+impl Demand {
+    fn as_it_is(&self) -> Planned {
+        Planned {
+            priority: self.priority,
+            due: self.due,
+            more: self.more,
+        }
+    }
+
+    /// The launcher has planned with this.
+    pub fn note_planned(&mut self) {
+        self.planned = self.as_it_is();
+    }
+
+    /// Whether the launcher would plan as it has planned, as far as this demand goes: then it need not be woken. What workers do it hears
+    /// from them.
+    pub fn is_planned(&self) -> bool {
+        self.planned == self.as_it_is()
+    }
 }
 
 impl Registry {
@@ -69,6 +110,7 @@ impl Registry {
             more: false,
             blocked: false,
             failures: 0,
+            planned: Planned::NEVER,
         };
         self.header.demand_count += 1;
     }

@@ -190,9 +190,7 @@ impl Worker {
             return;
         };
         if more || missed {
-            if std::mem::replace(&mut demand.more, true) {
-                return;
-            }
+            demand.more = true;
         } else if next_due != UNTIL_TOLD || blocked || known {
             // what this worker knows beside what others of the role have found
             demand.due = if demand.due > now {
@@ -205,7 +203,9 @@ impl Worker {
         } else {
             return;
         }
-        registry.wake_launcher();
+        if !demand.is_planned() {
+            registry.wake_launcher();
+        }
     }
 
     /// Leaves its role's work to another worker, behind all who wait already.
