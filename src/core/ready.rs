@@ -85,7 +85,7 @@ pub struct Ready<T> {
     recent: Place,
     /// What is here of the main line is all that could start, up to the last of it.
     complete: bool,
-    /// The latest look has found nothing, and nothing has come since it began.
+    /// The latest look is over and has found nothing, and nothing has come since it began.
     exhausted: bool,
     first: u32,
     end: u32,
@@ -124,6 +124,8 @@ impl<T: Queued> Ready<T> {
             self.floor = Place::FIRST;
         }
         self.recent = Place::LAST;
+        // what comes while it goes on is for it to see or to be told of: if it was taken before, the look would be worth nothing
+        self.exhausted = false;
         Look {
             number: self.looks,
             fills: self.fills,
@@ -396,13 +398,14 @@ mod tests {
         ready.arrive((1, 9).place());
         ready.end_look(look, &[], true);
         assert!(!ready.put((1, 10)), "the look has not seen that");
-        // it is put while somebody looks
+        // nor while somebody looks: he sees it, or hears of it
         fill(&mut ready, &[(1, 9)]);
         take(&mut ready);
         fill(&mut ready, &[]);
         let look = ready.begin_look(false);
+        assert!(!ready.put((1, 11)));
+        ready.end_look(look, &[], true);
         assert!(ready.put((1, 11)));
-        assert_eq!(ready.end_look(look, &[], true), LookEnd::TooLate);
         assert_eq!(take(&mut ready), Some((1, 11)));
     }
 

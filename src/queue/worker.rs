@@ -83,6 +83,17 @@ pub fn main(argument: Datum) -> Result<()> {
     Ok(())
 }
 
+/// What came of a look into the table.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Looked {
+    /// There is something to do, here or there.
+    Found,
+    /// There is nothing that could start now.
+    Nothing,
+    /// Another worker of the role is looking.
+    NotNow,
+}
+
 struct Worker {
     ticket: Ticket,
     key: Key,
@@ -157,10 +168,11 @@ impl MainLoop for Worker {
         {
             return Ok(next);
         }
-        if self.look()? {
-            return Ok(Next::Again);
+        match self.look()? {
+            Looked::Found => Ok(Next::Again),
+            Looked::Nothing => self.wait(),
+            Looked::NotNow => self.wait_for_look(),
         }
-        self.wait()
     }
 
     fn recovered(&mut self) -> Result<()> {
@@ -184,18 +196,33 @@ impl Worker {
         Ok(())
     }
 
-    /// Looks for work in the table; false if there is none that could start now.
-    fn look(&mut self) -> Result<bool> {
-        let now = time::now();
+    /// Looks for work in the table, for all workers of its role.
+    fn look(&mut self) -> Result<Looked> {
         let (bumps, ends) = {
             let mut registry = registry::lock()?;
             let bumps = registry.demand(self.key).map_or(0, |demand| demand.bumps);
             let ends = registry.header.ends;
-            if registry.make_shelf(self.key).is_none() {
-                return Ok(false);
+            if registry.another_looks(self.ticket, self.key) {
+                return Ok(Looked::NotNow);
+            }
+            if !registry.begin_looking(self.ticket, self.key) {
+                return Ok(Looked::Nothing);
             }
             (bumps, ends)
         };
+        // after an error this process ends, and with it the look
+        let found = self.look_alone(bumps, ends)?;
+        registry::lock()?.end_looking(self.key);
+        Ok(if found {
+            Looked::Found
+        } else {
+            Looked::Nothing
+        })
+    }
+
+    /// False if there is none that could start now.
+    fn look_alone(&mut self, bumps: u64, ends: u64) -> Result<bool> {
+        let now = time::now();
         self.held_rows.retain(|&(_, until)| until > now);
         // a topic that has got a limit while a million of its tasks wait does not keep others waiting until all are moved
         let moves = self
@@ -247,6 +274,8 @@ impl Worker {
         self.sight = answer.sight;
 
         let mut registry = registry::lock()?;
+        registry.leave_out_claimed(self.key, &mut answer.tasks);
+        answer.can_start &= !answer.tasks.is_empty();
         let Some(shelf) = registry.shelf(self.key) else {
             return Ok(true);
         };
@@ -304,12 +333,42 @@ impl Worker {
         self.stale || registry.header.generations.of(self.key) != self.generation
     }
 
-    /// Waits for work, unless some has come meanwhile, or leaves.
-    fn wait(&mut self) -> Result<Next> {
+    /// Waits for what another worker of its role finds.
+    fn wait_for_look(&mut self) -> Result<Next> {
+        let (begins, timeout_ms) = self.idle_time();
+        {
+            let mut registry = registry::lock()?;
+            let stale = self.is_stale(&registry);
+            if !stale && !registry.another_looks(self.ticket, self.key) {
+                return Ok(Next::Again);
+            }
+            let Some(slot) = pool::find(registry.slots, self.ticket) else {
+                return Ok(Next::Leave);
+            };
+            if stale || slot.payload.leaving || timeout_ms <= 0 {
+                slot.payload.leaving = true;
+                registry.inherit(self.key);
+                return Ok(Next::Leave);
+            }
+            slot.payload.show_idle(begins);
+        }
+        self.sleep(timeout_ms)
+    }
+
+    /// Whether its time without work begins now, and how many milliseconds of that it has left.
+    fn idle_time(&mut self) -> (bool, i64) {
         let begins = self.idle_since.is_none();
         let idle_since = *self.idle_since.get_or_insert_with(Instant::now);
         let idle_ms = i64::try_from(idle_since.elapsed().as_millis()).unwrap_or(i64::MAX);
-        let timeout_ms = settings::worker_idle_timeout().saturating_sub(idle_ms);
+        (
+            begins,
+            settings::worker_idle_timeout().saturating_sub(idle_ms),
+        )
+    }
+
+    /// Waits for work, unless some has come meanwhile, or leaves.
+    fn wait(&mut self) -> Result<Next> {
+        let (begins, timeout_ms) = self.idle_time();
         {
             let mut registry = registry::lock()?;
             let stale = self.is_stale(&registry);
@@ -331,11 +390,13 @@ impl Worker {
                 slot.payload.leaving = true;
                 return Ok(Next::Leave);
             }
-            slot.payload.idle = true;
-            if begins {
-                slot.payload.changed = time::now();
-            }
+            slot.payload.show_idle(begins);
         }
+        self.sleep(timeout_ms)
+    }
+
+    /// Waits on the latch, and is no longer idle then.
+    fn sleep(&self, timeout_ms: i64) -> Result<Next> {
         session::report_statistics(true)?;
         let event = WaitEvent::named(c"PgBackgroundQueueWorkerMain")?;
         if latch::wait_for(event, Some(timeout_ms))? {

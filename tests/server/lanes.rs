@@ -77,6 +77,29 @@ fn each_task_of_a_flood_in_one_topic_is_read_a_few_times() {
     assert!(entries < 4 * 6000, "{entries} entries for 6,000 tasks");
 }
 
+/// They come one by one, and several workers wait for them: one looks for all.
+#[test]
+fn each_task_of_a_trickle_is_read_a_few_times() {
+    let server = stopped_server();
+    let mut client = server.superuser();
+    let _old = old_snapshot(&server);
+    server.set_and_reload(LIMIT, "4");
+    let before = index_reads(&mut client, 0);
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                let mut session = server.superuser();
+                for _ in 0..1000 {
+                    enqueue(&mut session, "SELECT 1");
+                }
+            });
+        }
+    });
+    wait_all_closed(&mut client, PATIENCE);
+    let entries = index_reads(&mut client, before.0 + 1).1 - before.1;
+    assert!(entries < 10 * 3000, "{entries} entries for 3,000 tasks");
+}
+
 #[test]
 fn a_thousand_topics_cost_no_more_than_one() {
     let server = stopped_server();

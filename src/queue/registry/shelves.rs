@@ -4,7 +4,7 @@
 use super::{Key, MayStart, Registry, UNTIL_TOLD};
 use crate::core::ready::{Look, Ready};
 use crate::core::schedule::Schedule;
-use crate::pg::bgworker::pool::{SlotState, Ticket};
+use crate::pg::bgworker::pool::{self, SlotState, Ticket};
 use crate::pg::time::TimestampTz;
 use crate::queue::store::Candidate;
 use crate::queue::topics::{Configuration, Rules, TopicId};
@@ -50,6 +50,8 @@ pub struct Shelf {
     pub ready: Ready<Candidate>,
     /// When the main line was last looked at from its head.
     whole_look: TimestampTz,
+    /// Who is looking into the table for all of them.
+    looker: Option<Ticket>,
 }
 
 /// After how many microseconds a look goes over the whole main line again: somebody may have changed the priority of a task by hand.
@@ -63,6 +65,7 @@ impl Shelf {
             schedule: Schedule::new(),
             ready: Ready::new(Candidate::NONE),
             whole_look: 0,
+            looker: None,
         }
     }
 
@@ -84,7 +87,7 @@ impl Registry {
     }
 
     /// The same, made if it was not there. For a worker of this key.
-    pub fn make_shelf(&mut self, key: Key) -> Option<&mut Shelf> {
+    fn make_shelf(&mut self, key: Key) -> Option<&mut Shelf> {
         if self.shelf(key).is_none() {
             let in_use = |key: Key| {
                 key != Key::NONE
@@ -99,6 +102,33 @@ impl Registry {
             self.shelves[free] = Shelf::new();
         }
         self.shelf(key)
+    }
+
+    /// Whether a worker of this key other than that of this ticket is looking into the table. One that ends meanwhile is not.
+    pub fn another_looks(&mut self, ticket: Ticket, key: Key) -> bool {
+        let looker = self.shelf(key).and_then(|shelf| shelf.looker);
+        looker
+            .filter(|&looker| looker != ticket)
+            .and_then(|looker| pool::find(self.slots, looker))
+            .is_some_and(|slot| slot.state == SlotState::Attached)
+    }
+
+    /// The worker of this ticket looks into the table for all of this key; false if there is no room for what it would find. If several
+    /// did that they would find the same, and what one of them takes would make what the others have seen worth nothing.
+    pub fn begin_looking(&mut self, ticket: Ticket, key: Key) -> bool {
+        self.make_shelf(key)
+            .map(|shelf| shelf.looker = Some(ticket))
+            .is_some()
+    }
+
+    /// It has looked; what it has found and does not take itself is for those who wait for that.
+    pub fn end_looking(&mut self, key: Key) {
+        let Some(shelf) = self.shelf(key) else {
+            return;
+        };
+        shelf.looker = None;
+        let others = shelf.ready.tasks().len().saturating_sub(1);
+        self.wake_idle(key, u32::try_from(others).unwrap_or(u32::MAX));
     }
 
     /// Whether the workers of this key know a task.

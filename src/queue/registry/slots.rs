@@ -3,7 +3,7 @@
 use super::{Registry, lock};
 use crate::core::config::MOST_IN_BATCH;
 use crate::pg::bgworker::pool::{self, Pool, Slot, SlotState, Ticket};
-use crate::pg::time::TimestampTz;
+use crate::pg::time::{self, TimestampTz};
 use crate::pg::{self, Oid, Result};
 use crate::queue::topics::TopicId;
 
@@ -87,11 +87,23 @@ impl Work {
 }
 
 impl Work {
-    /// Whether the task is one of those that the process has claimed.
+    /// It waits for work, or waits again if it does not begin with that.
+    pub fn show_idle(&mut self, begins: bool) {
+        self.idle = true;
+        if begins {
+            self.changed = time::now();
+        }
+    }
+
+    /// The tasks that the process has claimed, or is about to.
+    pub(super) fn claimed(&self) -> impl Iterator<Item = i64> {
+        let batch = self.batch.claims().iter().map(|claim| claim.task);
+        [self.task, self.next.task].into_iter().chain(batch)
+    }
+
+    /// Whether the task is one of those.
     fn has_claimed(&self, task: i64) -> bool {
-        self.task == task
-            || self.next.task == task
-            || self.batch.claims().iter().any(|claim| claim.task == task)
+        self.claimed().any(|claimed| claimed == task)
     }
 }
 

@@ -1,7 +1,7 @@
 //! The tasks that run, from the place that a worker takes for one to its end, or until it is cancelled.
 
 use super::slots::{Batch, Claim, NextTask, WorkerSlot};
-use super::{MayStart, Registry, Work};
+use super::{Key, MayStart, Registry, Work};
 use crate::core::ready::Place;
 use crate::pg::bgworker::pool::{self, SlotState, Ticket};
 use crate::pg::time::{self, TimestampTz};
@@ -151,6 +151,18 @@ impl Registry {
             };
         }
         Some(candidate)
+    }
+
+    /// Leaves out of what a look has found the tasks that workers of this key are about to claim, or have: it has not seen that yet. If one of
+    /// them does not get its task, it [arrives](Registry::arrive) again.
+    pub fn leave_out_claimed(&self, key: Key, found: &mut Vec<Candidate>) {
+        let workers = self
+            .slots
+            .iter()
+            .filter(|slot| slot.state == SlotState::Attached && slot.key == key);
+        let mut claimed: Vec<i64> = workers.flat_map(|slot| slot.payload.claimed()).collect();
+        claimed.sort_unstable();
+        found.retain(|task| claimed.binary_search(&task.id).is_err());
     }
 
     /// The worker of this ticket does not go on with the task that it has taken for that.
