@@ -1,5 +1,7 @@
 //! Letting tasks whose time has come into the queue. A worker does that for its role before each look.
 
+use std::time::{Duration, Instant};
+
 use super::registry::{self, Key, UNTIL_TOLD};
 use super::store::{Scheduled, Store};
 use crate::core::ready::Place;
@@ -12,14 +14,15 @@ use crate::pg::{Oid, Result, crash_point};
 /// Tasks that one transaction lets in at most: it is short, and holds their rows for a moment.
 const MOST: usize = 512;
 
-/// How long a worker goes on with it, in microseconds, if there are more, before others of its role's tasks have their turn.
-const TURN_MICROSECONDS: i64 = 200_000;
+/// How long a worker goes on with moving tasks, from the schedule or to their lanes, if there are more, before others of its role's tasks have
+/// their turn.
+pub const TURN: Duration = Duration::from_millis(200);
 
 /// How long those have it then, in microseconds; a task that has begun runs to its end.
-const PAUSE_MICROSECONDS: i64 = 10_000;
+pub const PAUSE_MICROSECONDS: i64 = 10_000;
 
 /// How long a row that somebody else holds is left alone, in microseconds.
-const LOCKED_ROW_MICROSECONDS: i64 = 1_000_000;
+pub const LOCKED_ROW_MICROSECONDS: i64 = 1_000_000;
 
 /// Rows that are left alone, and until when.
 type Held = Vec<(i64, TimestampTz)>;
@@ -46,6 +49,7 @@ pub fn let_in_due(
     bumps: u64,
     now: TimestampTz,
 ) -> Result<(Transaction, Done)> {
+    let began = Instant::now();
     held.retain(|&(_, until)| until > now);
     let mut done = Done {
         next_due: UNTIL_TOLD,
@@ -74,12 +78,11 @@ pub fn let_in_due(
         }
         done.next_due = done.next_due.min(let_in.next_due);
         done.more = let_in.more;
-        let after = time::now();
         if !done.more {
             break;
         }
-        if !(now..now + TURN_MICROSECONDS).contains(&after) {
-            done.next_due = after + PAUSE_MICROSECONDS;
+        if began.elapsed() > TURN {
+            done.next_due = time::now() + PAUSE_MICROSECONDS;
             break;
         }
     }

@@ -20,7 +20,7 @@ struct OfRole {
     tasks: u32,
     /// Before all of those.
     place: Place,
-    /// The last of them that was enqueued, if that stands in the main line.
+    /// The last of them that was enqueued, if that stands in the main line. It may have been rolled back since: who claims it finds out.
     last: Option<Candidate>,
     /// The time of the first of the others.
     due: TimestampTz,

@@ -6,10 +6,11 @@ mod run;
 
 use std::collections::VecDeque;
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::look::{self, Answer, Question};
 use super::registry::{self, Key, PROCESSES, Registry, Sight, UNTIL_TOLD};
+use super::schedule::{LOCKED_ROW_MICROSECONDS, PAUSE_MICROSECONDS, TURN};
 use super::store::{Store, Task};
 use super::topics::{self, Rules};
 use super::{process, schedule, settings};
@@ -29,15 +30,6 @@ use crate::pg::{Result, catalog, crash_point, guc, interrupt};
 
 /// Tasks after which a worker makes room for a fresh process: whatever leaks in a session leaks no further.
 const MOST_TASKS: u64 = 100_000;
-
-/// How long a row that somebody else holds is left alone, in microseconds.
-const LOCKED_ROW_MICROSECONDS: i64 = 1_000_000;
-
-/// How long a worker goes on moving tasks to their lanes before others of its role's tasks have their turn.
-const MOVES_TURN: Duration = Duration::from_millis(200);
-
-/// How long those have it then, in microseconds; a task that has begun runs to its end.
-const MOVES_PAUSE_MICROSECONDS: i64 = 10_000;
 
 /// The main function of a worker process.
 ///
@@ -225,9 +217,7 @@ impl Worker {
         let now = time::now();
         self.held_rows.retain(|&(_, until)| until > now);
         // a topic that has got a limit while a million of its tasks wait does not keep others waiting until all are moved
-        let moves = self
-            .moves_since
-            .is_none_or(|since| since.elapsed() < MOVES_TURN);
+        let moves = self.moves_since.is_none_or(|since| since.elapsed() < TURN);
         let transaction = Transaction::begin(Durability::Asynchronous)?;
         self.notice_changes()?;
         let held = &mut self.held_moves;
@@ -265,7 +255,7 @@ impl Worker {
         }
         self.moves_since = None;
         if !moves {
-            answer.sight.next_due = answer.sight.next_due.min(now + MOVES_PAUSE_MICROSECONDS);
+            answer.sight.next_due = answer.sight.next_due.min(now + PAUSE_MICROSECONDS);
         }
         answer.sight.bumps = bumps;
         answer.sight.ends = ends;

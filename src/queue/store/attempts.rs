@@ -75,7 +75,8 @@ impl Store {
         }))
     }
 
-    /// What must still hold of a task that a look has seen.
+    /// What must still hold of a task that a look has seen. Its priority, topic and lane are not part of that: nobody but a superuser changes
+    /// them, and who does so while it is about to run comes too late.
     pub(super) fn as_seen(&self, task: &Candidate, role: Oid) -> Result<[Column; 5]> {
         let c = &self.columns;
         Ok([

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use super::{Claimed, LOCKED_ROW_MICROSECONDS, MAY_BE_STALE, MOST_TASKS, Worker};
+use super::{Claimed, MAY_BE_STALE, MOST_TASKS, Worker};
 use crate::core::plan;
 use crate::core::ready::Queued;
 use crate::pg::bgworker::Next;
@@ -11,6 +11,7 @@ use crate::pg::table::Updated;
 use crate::pg::xact::{self, Durability, Transaction};
 use crate::pg::{Result, crash_point, interrupt, session, time};
 use crate::queue::registry::{self, Beginning, Begun, Registry, Sight, UNTIL_TOLD};
+use crate::queue::schedule::LOCKED_ROW_MICROSECONDS;
 use crate::queue::store::{Candidate, Store};
 use crate::queue::topics::{self, Configuration, Rules};
 use crate::queue::wake;
