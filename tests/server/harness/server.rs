@@ -2,7 +2,7 @@
 
 use std::ffi::CString;
 use std::fs::{self, OpenOptions};
-use std::io;
+use std::io::{self, Write as _};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
@@ -429,11 +429,13 @@ impl Server {
 
     /// Sets a line of postgresql.conf; it counts after [`Server::reload`] or a restart.
     pub fn set_conf(&self, name: &str, value: &str) {
-        let conf = self.data.join("postgresql.conf");
-        let mut text = fs::read_to_string(&conf).expect("postgresql.conf");
         let quoted = value.replace('\\', "\\\\").replace('\'', "''");
-        text.push_str(&format!("{name} = '{quoted}'\n"));
-        fs::write(&conf, text).expect("write postgresql.conf");
+        // a server that is reading it because of a change before must not find half of it
+        OpenOptions::new()
+            .append(true)
+            .open(self.data.join("postgresql.conf"))
+            .and_then(|mut conf| conf.write_all(format!("{name} = '{quoted}'\n").as_bytes()))
+            .expect("write postgresql.conf");
     }
 
     /// SIGHUP. The server's processes read the files a moment later.
