@@ -473,6 +473,7 @@ impl Launcher {
             let set_more = |more| -> Result<()> {
                 if let Some(demand) = registry::lock()?.demand(key) {
                     demand.more = more;
+                    demand.note_planned();
                 }
                 Ok(())
             };

@@ -441,6 +441,31 @@ fn idle_processes_do_not_wake_up() {
     );
 }
 
+/// They come one by one, each while the worker for the one before is about to start.
+#[test]
+fn long_tasks_get_a_worker_each_as_long_as_there_are_places() {
+    let server = Server::builder()
+        .conf(LIMIT, "6")
+        .conf(IDLE_TIMEOUT, "50ms")
+        .start();
+    let mut client = server.superuser();
+    let mut session = server.superuser();
+    for round in 0..8 {
+        run(&mut client, "SELECT pg_advisory_lock(1)");
+        for n in 0..6 {
+            enqueue(&mut session, "SELECT pg_advisory_xact_lock_shared(1)");
+            // in some rounds it has started
+            if round % 2 == 1 {
+                wait_until("it to run", || running_count(&mut session) == n + 1);
+            }
+        }
+        wait_until("all to run", || running_count(&mut session) == 6);
+        run(&mut client, "SELECT pg_advisory_unlock(1)");
+        wait_all_closed(&mut session, PATIENCE);
+        wait_no_workers(&mut session, PATIENCE);
+    }
+}
+
 /// Where no place is free, the launcher hears once that there is more to do.
 #[test]
 fn what_the_launcher_knows_does_not_wake_it() {
