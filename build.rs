@@ -158,8 +158,8 @@ fn main() {
 
     let major = major_version(&ask("--version"));
     assert!(
-        (13..=18).contains(&major),
-        "PostgreSQL {major} is not supported: 13 to 18 are"
+        (13..=19).contains(&major),
+        "PostgreSQL {major} is not supported: 13 to 19 are"
     );
     println!("cargo:rustc-cfg=pg{major}");
 

@@ -9,6 +9,8 @@
     non_upper_case_globals,
     unsafe_op_in_unsafe_fn,
     dead_code,
+    unknown_lints,
+    unnecessary_transmutes,
     clippy::all,
     clippy::undocumented_unsafe_blocks
 )]

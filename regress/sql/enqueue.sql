@@ -34,7 +34,10 @@ SELECT pg_background_enqueue(NULL);
 SELECT pg_background_queue_enqueue('');
 SELECT pg_background_enqueue(E' \t\r\n');
 SELECT pg_background_queue_enqueue(NULL, 'topic');
+-- (what else it says depends on the version)
+\set VERBOSITY terse
 SELECT pg_background_queue_enqueue();
+\set VERBOSITY default
 
 -- A comment, a semicolon, bad syntax are tasks
 SELECT pg_background_queue_enqueue(sql, 'odd') > 0 AS enqueued

@@ -120,6 +120,11 @@ pub enum Catalog {
     Memberships,
 }
 
+/// Caches by their numbers (utils/syscache.h); from 19 on their enum has a negative value, too.
+const ROLES: i32 = pg_sys::AUTHOID as _;
+const DATABASES: i32 = pg_sys::DATABASEOID as _;
+const MEMBERSHIPS: i32 = pg_sys::AUTHMEMROLEMEM as _;
+
 type OnCatalog = fn(Catalog, u32);
 static ON_CATALOG: ProcessLocal<Option<OnCatalog>> = ProcessLocal::new(None);
 
@@ -130,9 +135,9 @@ static ON_CATALOG: ProcessLocal<Option<OnCatalog>> = ProcessLocal::new(None);
 /// Too many callbacks.
 pub fn on_catalog_change(f: fn(Catalog, u32)) -> Result<()> {
     extern "C-unwind" fn call(_arg: Datum, cache: i32, hash: u32) {
-        let catalog = match cache.cast_unsigned() {
-            pg_sys::AUTHOID => Catalog::Roles,
-            pg_sys::DATABASEOID => Catalog::Databases,
+        let catalog = match cache {
+            ROLES => Catalog::Roles,
+            DATABASES => Catalog::Databases,
             _ => Catalog::Memberships,
         };
         if let Some(f) = ON_CATALOG.get() {
@@ -140,11 +145,9 @@ pub fn on_catalog_change(f: fn(Catalog, u32)) -> Result<()> {
         }
     }
     ON_CATALOG.set(Some(f));
-    for cache in [pg_sys::AUTHOID, pg_sys::DATABASEOID, pg_sys::AUTHMEMROLEMEM] {
+    for cache in [ROLES, DATABASES, MEMBERSHIPS] {
         // SAFETY: a function of the right type.
-        guard(|| unsafe {
-            pg_sys::CacheRegisterSyscacheCallback(cache.cast_signed(), Some(call), 0)
-        })?;
+        guard(|| unsafe { pg_sys::CacheRegisterSyscacheCallback(cache, Some(call), 0) })?;
     }
     Ok(())
 }
@@ -155,7 +158,7 @@ pub fn on_catalog_change(f: fn(Catalog, u32)) -> Result<()> {
 /// A failing catalog lookup.
 pub fn role_hash(role: Oid) -> Result<u32> {
     // SAFETY: no pointers.
-    guard(|| unsafe { pg_sys::pgbq_syscache_hash(pg_sys::AUTHOID.cast_signed(), role) })
+    guard(|| unsafe { pg_sys::pgbq_syscache_hash(ROLES, role) })
 }
 
 /// The hash value by which [`on_catalog_change`] names a database.
@@ -164,7 +167,7 @@ pub fn role_hash(role: Oid) -> Result<u32> {
 /// A failing catalog lookup.
 pub fn database_hash(database: Oid) -> Result<u32> {
     // SAFETY: no pointers.
-    guard(|| unsafe { pg_sys::pgbq_syscache_hash(pg_sys::DATABASEOID.cast_signed(), database) })
+    guard(|| unsafe { pg_sys::pgbq_syscache_hash(DATABASES, database) })
 }
 
 /// Utility commands that somebody may want to hear of.

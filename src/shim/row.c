@@ -108,7 +108,11 @@ insert_index_entries(PgbqTarget *target, TupleTableSlot *slot, bool update, bool
 		}
 	}
 
-#if PG_VERSION_NUM >= 160000
+#if PG_VERSION_NUM >= 190000
+	(void) ExecInsertIndexTuples(result, target->estate,
+								 (update ? EIIT_IS_UPDATE : 0) | (only_summarizing ? EIIT_ONLY_SUMMARIZING : 0),
+								 slot, NIL, NULL);
+#elif PG_VERSION_NUM >= 160000
 	(void) ExecInsertIndexTuples(result, slot, target->estate, update, false, NULL, NIL, only_summarizing);
 #elif PG_VERSION_NUM >= 140000
 	(void) ExecInsertIndexTuples(result, slot, target->estate, update, false, NULL, NIL);
@@ -257,6 +261,18 @@ open_target_for_update(PgbqTarget **target, Oid relid, Oid pkindex, const PgbqCo
 			 errmsg("table \"%s\" has no primary key of one column of type bigint", get_rel_name(relid))));
 }
 
+static IndexScanDesc
+begin_scan(Relation rel, Relation index, Snapshot snapshot, int nkeys)
+{
+#if PG_VERSION_NUM >= 190000
+	return index_beginscan(rel, index, snapshot, NULL, nkeys, 0, SO_NONE);
+#elif PG_VERSION_NUM >= 180000
+	return index_beginscan(rel, index, snapshot, NULL, nkeys, 0);
+#else
+	return index_beginscan(rel, index, snapshot, nkeys, 0);
+#endif
+}
+
 /*
  * Where this process has put the row that it updated last. Who has claimed a task ends it, with nothing else written in between: so half of all
  * lookups are for this row. It is no more than a place to look at first: that update may have been rolled back, or the table made anew.
@@ -303,11 +319,7 @@ find_row(Relation rel, Relation index, int64 id, TupleTableSlot *slot)
 	}
 
 	ScanKeyInit(&key, 1, BTEqualStrategyNumber, F_INT8EQ, Int64GetDatum(id));
-#if PG_VERSION_NUM >= 180000
-	scan = index_beginscan(rel, index, SnapshotSelf, NULL, 1, 0);
-#else
-	scan = index_beginscan(rel, index, SnapshotSelf, 1, 0);
-#endif
+	scan = begin_scan(rel, index, SnapshotSelf, 1);
 	index_rescan(scan, &key, 1, NULL, 0);
 
 	found = index_getnext_slot(scan, ForwardScanDirection, slot);
@@ -427,8 +439,13 @@ update_row(Oid relid, Oid pkindex, int64 id, const PgbqColumn *fence, int nfence
 			tid = slot->tts_tid;
 			if (set == NULL)
 			{
+				#if PG_VERSION_NUM >= 190000
+				outcome = table_tuple_delete(target->rel, &tid, GetCurrentCommandId(true), 0, GetActiveSnapshot(),
+											 InvalidSnapshot, true, &failure);
+#else
 				outcome = table_tuple_delete(target->rel, &tid, GetCurrentCommandId(true), GetActiveSnapshot(),
 											 InvalidSnapshot, true, &failure, false);
+#endif
 				if (outcome == TM_Ok)
 				{
 					result = PGBQ_ROW_DONE;
@@ -438,6 +455,9 @@ update_row(Oid relid, Oid pkindex, int64 id, const PgbqColumn *fence, int nfence
 			}
 			fill_slot(new_slot, slot, set, nset);
 			outcome = table_tuple_update(target->rel, &tid, new_slot, GetCurrentCommandId(true),
+#if PG_VERSION_NUM >= 190000
+										 0,
+#endif
 										 GetActiveSnapshot(), InvalidSnapshot, true,
 										 &failure, &lockmode, &update_indexes);
 			if (outcome == TM_Ok)
@@ -668,11 +688,7 @@ pgbq_scan_begin(Oid relid, Oid indexid, const PgbqScanKey *keys, int nkeys)
 
 	scan->snapshot = RegisterSnapshot(GetLatestSnapshot());
 	scan->slot = table_slot_create(scan->rel, NULL);
-#if PG_VERSION_NUM >= 180000
-	scan->desc = index_beginscan(scan->rel, scan->index, scan->snapshot, NULL, nkeys, 0);
-#else
-	scan->desc = index_beginscan(scan->rel, scan->index, scan->snapshot, nkeys, 0);
-#endif
+	scan->desc = begin_scan(scan->rel, scan->index, scan->snapshot, nkeys);
 	index_rescan(scan->desc, scan_keys, nkeys, NULL, 0);
 
 	MemoryContextSwitchTo(old);

@@ -600,8 +600,11 @@ fn as_server_user(program: &Path) -> Command {
         }
     }
     command.env("LC_ALL", "C");
-    // Modules such as libpqwalreceiver, in builds that can be moved, else take the machine's own libpq.
-    command.env("LD_LIBRARY_PATH", lib_dir());
+    // Modules such as libpqwalreceiver, in builds that can be moved, else take the machine's own libpq. Not where there is a C library, too:
+    // that is not for the other programs that run.
+    if !lib_dir().join("libc.so.6").exists() {
+        command.env("LD_LIBRARY_PATH", lib_dir());
+    }
     if let Some((uid, gid)) = server_user() {
         command.uid(uid).gid(gid);
     }
