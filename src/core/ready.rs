@@ -124,7 +124,7 @@ impl<T: Queued> Ready<T> {
             self.floor = Place::FIRST;
         }
         self.recent = Place::LAST;
-        // what comes while it goes on is for it to see or to be told of: if it was taken before, the look would be worth nothing
+        // a task that is put here while it goes on would make it too late
         self.exhausted = false;
         Look {
             number: self.looks,

@@ -50,14 +50,25 @@ pub fn watch_soil() {
 }
 
 /// Whether something may be left of what was run since [`watch_soil`] that only the end of the transaction, or a [`reset`] after
-/// it, takes away: a utility command has run (temporary tables, prepared statements, LISTEN, SET CONSTRAINTS ...), or an
-/// advisory lock is held.
+/// it, takes away: a utility command has run (temporary tables, prepared statements, LISTEN, SET CONSTRAINTS ...), an
+/// advisory lock is held, or it is settled where temporary files go.
 ///
 /// # Errors
 /// None known.
 pub fn is_soiled() -> Result<bool> {
     // SAFETY: no arguments.
-    guard(|| unsafe { pg_sys::pgbq_utility_ran() || pg_sys::pgbq_holds_advisory_locks() })
+    guard(|| unsafe {
+        pg_sys::pgbq_utility_ran()
+            || pg_sys::pgbq_holds_temp_tablespaces()
+            || pg_sys::pgbq_holds_advisory_locks()
+    })
+}
+
+/// Whether it is settled until the end of the transaction where temporary files go: a text has had some, or [`reset_settings`] has taken back what
+/// it had set.
+pub fn holds_temp_tablespaces() -> bool {
+    // SAFETY: reads a variable.
+    unsafe { pg_sys::pgbq_holds_temp_tablespaces() }
 }
 
 /// Whether a utility command has run since [`watch_soil`], other than those that only run others (DO, CALL, EXPLAIN).

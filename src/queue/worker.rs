@@ -323,42 +323,29 @@ impl Worker {
         self.stale || registry.header.generations.of(self.key) != self.generation
     }
 
-    /// Waits for what another worker of its role finds.
-    fn wait_for_look(&mut self) -> Result<Next> {
-        let (begins, timeout_ms) = self.idle_time();
+    /// Waits for what another worker of its role finds. It is not idle meanwhile: what comes is that one's to find, or its own to look for.
+    fn wait_for_look(&self) -> Result<Next> {
         {
             let mut registry = registry::lock()?;
-            let stale = self.is_stale(&registry);
-            if !stale && !registry.another_looks(self.ticket, self.key) {
+            if !registry.another_looks(self.ticket, self.key) {
                 return Ok(Next::Again);
             }
             let Some(slot) = pool::find(registry.slots, self.ticket) else {
                 return Ok(Next::Leave);
             };
-            if stale || slot.payload.leaving || timeout_ms <= 0 {
-                slot.payload.leaving = true;
-                registry.inherit(self.key);
-                return Ok(Next::Leave);
-            }
-            slot.payload.show_idle(begins);
+            slot.payload.waits_for_look = true;
         }
-        self.sleep(timeout_ms)
-    }
-
-    /// Whether its time without work begins now, and how many milliseconds of that it has left.
-    fn idle_time(&mut self) -> (bool, i64) {
-        let begins = self.idle_since.is_none();
-        let idle_since = *self.idle_since.get_or_insert_with(Instant::now);
-        let idle_ms = i64::try_from(idle_since.elapsed().as_millis()).unwrap_or(i64::MAX);
-        (
-            begins,
-            settings::worker_idle_timeout().saturating_sub(idle_ms),
-        )
+        let event = WaitEvent::named(c"PgBackgroundQueueWorkerMain")?;
+        latch::wait_for(event, Some(settings::worker_idle_timeout()))?;
+        Ok(Next::Again)
     }
 
     /// Waits for work, unless some has come meanwhile, or leaves.
     fn wait(&mut self) -> Result<Next> {
-        let (begins, timeout_ms) = self.idle_time();
+        let begins = self.idle_since.is_none();
+        let idle_since = *self.idle_since.get_or_insert_with(Instant::now);
+        let idle_ms = i64::try_from(idle_since.elapsed().as_millis()).unwrap_or(i64::MAX);
+        let timeout_ms = settings::worker_idle_timeout().saturating_sub(idle_ms);
         {
             let mut registry = registry::lock()?;
             let stale = self.is_stale(&registry);
@@ -380,13 +367,11 @@ impl Worker {
                 slot.payload.leaving = true;
                 return Ok(Next::Leave);
             }
-            slot.payload.show_idle(begins);
+            slot.payload.idle = true;
+            if begins {
+                slot.payload.changed = time::now();
+            }
         }
-        self.sleep(timeout_ms)
-    }
-
-    /// Waits on the latch, and is no longer idle then.
-    fn sleep(&self, timeout_ms: i64) -> Result<Next> {
         session::report_statistics(true)?;
         let event = WaitEvent::named(c"PgBackgroundQueueWorkerMain")?;
         if latch::wait_for(event, Some(timeout_ms))? {
@@ -409,7 +394,7 @@ impl Worker {
     /// There is nothing to do now: says when there will be, or takes the demand away.
     fn note_next_work(&self, registry: &mut Registry) {
         let key = self.key;
-        if self.sight.next_due == UNTIL_TOLD && !self.sight.blocked {
+        if self.sight.next_due == UNTIL_TOLD && !self.sight.blocked && !self.sight.more {
             registry.remove_demands(|demand| demand.key == key);
             return;
         }

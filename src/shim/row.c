@@ -102,7 +102,10 @@ insert_index_entries(PgbqTarget *target, TupleTableSlot *slot, bool update, bool
 			info->ii_Predicate == NIL && info->ii_Expressions == NIL)
 		{
 			insert_unchecked(target, slot, kept, info);
-			/* the executor leaves it out then; after an error there is no target any more */
+			/*
+			 * The executor leaves it out then. After an error there is no target any more; and a function in another index
+			 * that writes to the table meanwhile makes a target of its own.
+			 */
 			info->ii_ReadyForInserts = false;
 			unchecked = info;
 		}
@@ -274,8 +277,9 @@ begin_scan(Relation rel, Relation index, Snapshot snapshot, int nkeys)
 }
 
 /*
- * Where this process has put the row that it updated last. Who has claimed a task ends it, with nothing else written in between: so half of all
- * lookups are for this row. It is no more than a place to look at first: that update may have been rolled back, or the table made anew.
+ * Where this process has put the row that it updated last. Who has claimed a task ends it, with nothing else written in
+ * between: so half of all lookups are for this row. It is no more than a place to look at first: that update may have
+ * been rolled back, or the table made anew.
  */
 static struct
 {

@@ -8,6 +8,7 @@
 #include "commands/async.h"
 #include "commands/prepare.h"
 #include "commands/sequence.h"
+#include "storage/fd.h"
 #include "storage/lock.h"
 #include "storage/lwlock.h"
 #include "storage/proc.h"
@@ -34,7 +35,11 @@ pgbq_reset_session(void)
 
 /*
  * Of that, what a session can have that has run no utility command and holds no lock of its own. It can be done in the middle
- * of a transaction, and without one: to reset a setting is to take its old value back, and nothing of that is looked up again.
+ * of a transaction, and without one: to reset a setting is to take its old value back, as a reload of the configuration may do at any time.
+ *
+ * One of them leaves something behind: temp_tablespaces, which sets for the rest of the transaction where temporary files go, to
+ * nowhere in particular if the old value is that of the configuration. So there has to be an end of a transaction, now or later: see
+ * pgbq_holds_temp_tablespaces.
  */
 void
 pgbq_reset_settings(void)
@@ -47,6 +52,13 @@ pgbq_reset_settings(void)
 	/* in a transaction the default of the role is armed at once */
 	pgbq_stop_transaction_timeout();
 	ResetSequenceCaches();
+}
+
+/* Whether it is settled until the end of the transaction where temporary files go. */
+bool
+pgbq_holds_temp_tablespaces(void)
+{
+	return TempTablespacesAreSet();
 }
 
 /* Whether this process holds advisory locks, of the session or of the transaction. */

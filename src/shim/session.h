@@ -7,6 +7,7 @@
 extern void pgbq_reset_session(void);
 extern void pgbq_reset_settings(void);
 extern bool pgbq_holds_advisory_locks(void);
+extern bool pgbq_holds_temp_tablespaces(void);
 extern bool pgbq_may_share_transactions(void);
 
 /* So that a worker can connect as a NOLOGIN role, too, where the server can do that; pgbq_may_connect tells. */

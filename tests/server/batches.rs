@@ -374,3 +374,64 @@ fn a_text_that_is_done_is_not_taken_for_one_that_failed() {
     let doubled = server.log().contains("is no longer attempt");
     assert!(!doubled, "a text that was done was run again");
 }
+
+/// It is settled for a transaction where temporary files go; and what a text has set is taken back between two.
+#[test]
+fn where_temporary_tables_go_is_not_left_to_the_next_task() {
+    let (server, mut client) = start("");
+    let place = server.data_dir().join("temporary");
+    let place = place.to_str().expect("a path in UTF-8");
+    run(
+        &mut client,
+        &format!("COPY (SELECT 1) TO PROGRAM 'mkdir {place}'"),
+    );
+    run(
+        &mut client,
+        &format!("CREATE TABLESPACE temporary LOCATION '{place}'"),
+    );
+    server.set_and_reload("temp_tablespaces", "temporary");
+    let look = "CREATE TEMPORARY TABLE t (); \
+                INSERT INTO log (what) SELECT coalesce(spcname, 'default') \
+                FROM pg_class AS c LEFT JOIN pg_tablespace AS s ON s.oid = c.reltablespace WHERE c.relname = 't'";
+    let change = "SELECT set_config('temp_tablespaces', '', false)";
+    for topic in ["alone", "b"] {
+        run(&mut client, "TRUNCATE log");
+        let states = together(
+            &mut client,
+            topic,
+            &[look, change, look, change, look, look],
+        );
+        assert_eq!(states.join(" "), ["finished"; 6].join(" "), "{topic}");
+        assert_eq!(logged(&mut client), ["temporary"; 4].join(" "), "{topic}");
+    }
+}
+
+/// They are seen by who looks while the worker that lets go of them still has them in its slot.
+#[test]
+fn what_is_put_back_is_not_left_lying_beside_an_idle_worker() {
+    let server = Server::builder()
+        .conf("pg_background_queue.max_parallel_running_tasks_count", "2")
+        .conf("pg_background_queue.worker_idle_timeout", "10min")
+        .conf(
+            "pg_background_queue.topic_config",
+            r#"{"b": {"commit_batch": 20}}"#,
+        )
+        .start();
+    let mut client = server.superuser();
+    let mut gate = server.superuser();
+    for _ in 0..15 {
+        run(&mut gate, "SELECT pg_advisory_lock(1)");
+        let mut texts = vec!["SELECT 1"; 20];
+        texts[0] = "SELECT pg_advisory_xact_lock_shared(1)";
+        let ids = enqueue_all(&mut client, "b", &texts);
+        wait_until("all but the first to be done", || {
+            scalar::<i64>(
+                &mut client,
+                "SELECT count(*) FROM pg_background_tasks WHERE id = ANY($1) AND state = 'finished'",
+                &[&ids],
+            ) == 19
+        });
+        run(&mut gate, "SELECT pg_advisory_unlock(1)");
+        wait_closed(&mut client, ids[0]);
+    }
+}

@@ -98,6 +98,12 @@ fn each_task_of_a_trickle_is_read_a_few_times() {
     wait_all_closed(&mut client, PATIENCE);
     let entries = index_reads(&mut client, before.0 + 1).1 - before.1;
     assert!(entries < 10 * 3000, "{entries} entries for 3,000 tasks");
+    let slowest: f64 = scalar(
+        &mut client,
+        "SELECT max(extract(epoch FROM started_at - joined_at))::float8 FROM pg_background_tasks",
+        &[],
+    );
+    assert!(slowest < 3.0, "one has waited for {slowest} s");
 }
 
 #[test]

@@ -7,9 +7,10 @@ use std::time::{Duration, SystemTime};
 use postgres::Client;
 
 use crate::harness::{
-    PATIENCE, Server, Worker, context_switches, create_role, enqueue, launcher_pid, run,
-    running_count, scalar, states, task, tasks, wait_all_closed, wait_closed, wait_for,
-    wait_for_launcher, wait_no_workers, wait_quiet, wait_state, wait_until, worker_count, workers,
+    PATIENCE, Server, Worker, context_switches, create_role, enqueue, enqueue_all, enqueue_with,
+    launcher_pid, run, running_count, scalar, states, task, tasks, wait_all_closed, wait_closed,
+    wait_for, wait_for_launcher, wait_no_workers, wait_quiet, wait_state, wait_until, worker_count,
+    workers,
 };
 
 const LIMIT: &str = "pg_background_queue.max_parallel_running_tasks_count";
@@ -438,6 +439,84 @@ fn idle_processes_do_not_wake_up() {
             .iter()
             .map(|process| process.pid)
             .collect::<Vec<_>>()
+    );
+}
+
+/// Tasks that wait for their topic are known to all workers of the role, and are nothing to wake each other for.
+#[test]
+fn workers_rest_beside_tasks_that_wait_for_their_topic() {
+    let server = Server::builder()
+        .conf(LIMIT, "4")
+        .conf(IDLE_TIMEOUT, "10min")
+        .conf(
+            "pg_background_queue.topic_config",
+            r#"{"one": {"max_parallel_running_tasks_count": 1}}"#,
+        )
+        .start();
+    let mut client = server.superuser();
+    let mut gate = server.superuser();
+    run(&mut gate, "SELECT pg_advisory_lock(1)");
+    for _ in 0..4 {
+        enqueue(&mut client, "SELECT pg_advisory_xact_lock_shared(1)");
+    }
+    wait_until("four workers", || running_count(&mut client) == 4);
+    run(&mut gate, "SELECT pg_advisory_unlock(1)");
+    wait_all_closed(&mut client, PATIENCE);
+    for _ in 0..5 {
+        run(&mut gate, "SELECT pg_advisory_lock(1)");
+        let ids = enqueue_all(
+            &mut client,
+            "one",
+            &["SELECT pg_advisory_xact_lock_shared(1)"; 10],
+        );
+        wait_state(&mut client, ids[0], "running");
+        for process in workers(&mut client) {
+            wait_quiet(process.pid);
+        }
+        run(&mut gate, "SELECT pg_advisory_unlock(1)");
+        wait_all_closed(&mut client, PATIENCE);
+    }
+}
+
+/// What a role's tasks of a full topic wait for is no reason to pass over others.
+#[test]
+fn tasks_of_a_full_topic_lend_their_priority_to_nobody() {
+    let server = Server::builder()
+        .conf(LIMIT, "2")
+        .conf(
+            "pg_background_queue.topic_config",
+            r#"{"one": {"max_parallel_running_tasks_count": 1}}"#,
+        )
+        .start();
+    let mut client = server.superuser();
+    prepare_work(&mut client);
+    create_role(&mut client, "alice");
+    let mut alice = server.connect("alice", "postgres");
+    let mut gate = server.superuser();
+    run(&mut gate, "SELECT pg_advisory_lock(1)");
+    run(
+        &mut client,
+        "SELECT count(pg_background_queue_enqueue('SELECT pg_advisory_xact_lock_shared(1)', 'one', 1)) FROM generate_series(1, 4)",
+    );
+    run(
+        &mut client,
+        "SELECT count(pg_background_queue_enqueue('SELECT work(0.02)', priority => 100)) FROM generate_series(1, 500)",
+    );
+    wait_until("the stream to run", || running_count(&mut client) == 2);
+    for priority in [50, 100] {
+        let id = enqueue_with(&mut alice, "SELECT 1", &format!("priority => {priority}"));
+        wait_state(&mut alice, id, "finished");
+        let open: i64 = scalar(
+            &mut client,
+            "SELECT count(*) FROM pg_background_tasks WHERE state = 'pending' AND priority = 100",
+            &[],
+        );
+        assert!(open > 0, "priority {priority} has waited for all of 100");
+    }
+    run(&mut gate, "SELECT pg_advisory_unlock(1)");
+    run(
+        &mut client,
+        "DELETE FROM pg_background_tasks WHERE state = 'pending'",
     );
 }
 

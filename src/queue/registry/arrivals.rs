@@ -114,6 +114,8 @@ impl Registry {
         if let Some(demand) = self.demand(key) {
             demand.more = true;
         }
+        // it may have been looking
+        self.wake_waiting(key);
     }
 
     /// A task of this key may wait from now on for this time, or a later one.

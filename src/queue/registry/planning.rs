@@ -92,7 +92,7 @@ impl Registry {
         (for_database == database && priority > for_priority).then_some(Wanted::ForBetter)
     }
 
-    /// Whether a worker may go on without [asking](Registry::must_make_room), which would be answered by no.
+    /// Whether [`must_make_room`](Registry::must_make_room) would say no; counts nothing.
     pub fn may_go_on(&self, database: Oid, priority: i32, stint_is_over: bool) -> bool {
         self.room_wanted(database, priority, stint_is_over)
             .is_none()

@@ -121,14 +121,12 @@ impl Registry {
             .is_some()
     }
 
-    /// It has looked; what it has found and does not take itself is for those who wait for that.
+    /// It has looked. Those who have waited for that go on: they take from what was found, or look for themselves.
     pub fn end_looking(&mut self, key: Key) {
-        let Some(shelf) = self.shelf(key) else {
-            return;
-        };
-        shelf.looker = None;
-        let others = shelf.ready.tasks().len().saturating_sub(1);
-        self.wake_idle(key, u32::try_from(others).unwrap_or(u32::MAX));
+        if let Some(shelf) = self.shelf(key) {
+            shelf.looker = None;
+        }
+        self.wake_waiting(key);
     }
 
     /// Whether the workers of this key know a task.
@@ -155,24 +153,24 @@ impl Registry {
         })
     }
 
-    /// Takes the first known task of this key that may start now.
+    /// The first known task of this key that may start now, and its index for [`take_known`](Self::take_known).
     pub fn next_task(
         &mut self,
         ticket: Ticket,
         key: Key,
         configuration: &Configuration,
         now: TimestampTz,
-    ) -> Option<Candidate> {
+    ) -> Option<(usize, Candidate)> {
         let others_turn = self.suspect_turn(ticket, now).is_some();
-        let i = self.first_known(key, |registry, task| {
+        self.first_known(key, |registry, task| {
             let rules = configuration.rules(task.topic);
             !(others_turn && task.interruptions > 0)
                 && registry.has_room(key, task.topic, rules, 1, now)
-        })?;
-        self.take_known(key, i)
+        })
     }
 
-    pub(super) fn take_known(&mut self, key: Key, index: usize) -> Option<Candidate> {
+    /// Takes a known task of this key.
+    pub fn take_known(&mut self, key: Key, index: usize) -> Option<Candidate> {
         let shelf = self.shelf(key)?;
         let candidate = shelf.ready.take(index)?;
         if candidate.last_known {
@@ -218,7 +216,7 @@ impl Registry {
         &mut self,
         key: Key,
         mut wanted: impl FnMut(&mut Self, &Candidate) -> bool,
-    ) -> Option<usize> {
+    ) -> Option<(usize, Candidate)> {
         let shelf = self.shelf_keys.iter().position(|&known| known == key)?;
         let mut refused = None;
         let mut i = 0;
@@ -227,7 +225,7 @@ impl Registry {
             let kind = (task.topic, task.interruptions > 0);
             if refused != Some(kind) {
                 if wanted(self, &task) {
-                    return Some(i);
+                    return Some((i, task));
                 }
                 refused = Some(kind);
             }

@@ -3,7 +3,7 @@
 use super::{Registry, lock};
 use crate::core::config::MOST_IN_BATCH;
 use crate::pg::bgworker::pool::{self, Pool, Slot, SlotState, Ticket};
-use crate::pg::time::{self, TimestampTz};
+use crate::pg::time::TimestampTz;
 use crate::pg::{self, Oid, Result};
 use crate::queue::topics::TopicId;
 
@@ -36,6 +36,8 @@ impl Key {
 pub struct Work {
     /// It waits for work.
     pub idle: bool,
+    /// It waits for what another worker of its role finds in the table.
+    pub waits_for_look: bool,
     /// It has been told to leave.
     pub leaving: bool,
     /// It holds the turn of the tasks that were cut off by a crash.
@@ -69,6 +71,7 @@ impl Work {
     pub const fn new() -> Self {
         Self {
             idle: false,
+            waits_for_look: false,
             leaving: false,
             suspect: false,
             broken: false,
@@ -87,23 +90,17 @@ impl Work {
 }
 
 impl Work {
-    /// It waits for work, or waits again if it does not begin with that.
-    pub fn show_idle(&mut self, begins: bool) {
-        self.idle = true;
-        if begins {
-            self.changed = time::now();
-        }
-    }
-
-    /// The tasks that the process has claimed, or is about to.
-    pub(super) fn claimed(&self) -> impl Iterator<Item = i64> {
-        let batch = self.batch.claims().iter().map(|claim| claim.task);
-        [self.task, self.next.task].into_iter().chain(batch)
+    /// The tasks that the process has claimed, or is about to; and whether it is about to let go of them.
+    pub(super) fn claimed(&self) -> impl Iterator<Item = (i64, bool)> {
+        let batch = self.batch.claims().iter();
+        [(self.task, self.ending), (self.next.task, false)]
+            .into_iter()
+            .chain(batch.map(|claim| (claim.task, claim.ending)))
     }
 
     /// Whether the task is one of those.
     fn has_claimed(&self, task: i64) -> bool {
-        self.claimed().any(|claimed| claimed == task)
+        self.claimed().any(|(claimed, _)| claimed == task)
     }
 }
 
@@ -289,5 +286,16 @@ impl Registry {
             }
         }
         woken == count
+    }
+
+    /// Wakes the workers of this key that wait for a look: it is over, or whoever looked has ended.
+    pub(super) fn wake_waiting(&mut self, key: Key) {
+        let waiting = self.slots.iter_mut().filter(|slot| {
+            slot.state == SlotState::Attached && slot.key == key && slot.payload.waits_for_look
+        });
+        for slot in waiting {
+            slot.payload.waits_for_look = false;
+            slot.latch.set();
+        }
     }
 }

@@ -118,17 +118,13 @@ impl Registry {
         if self.running() > self.header.limit as usize {
             return None;
         }
-        let first = self.shelf(key)?.ready.tasks().first()?.priority;
-        if !self.may_go_on(key.database, first, stint_is_over) {
-            return None;
-        }
         if self.must_look_again(key, now) {
             return None;
         }
         let others_blocked = self.demands().iter().any(|demand| {
             demand.blocked && demand.key != key && demand.key.database == key.database
         });
-        let i = self.first_known(key, |registry, task| {
+        let (i, next) = self.first_known(key, |registry, task| {
             let rules = configuration.rules(task.topic);
             let room = if task.topic == work.topic {
                 registry.running_of(key.database, task.topic) <= rules.limit
@@ -141,6 +137,9 @@ impl Registry {
                 && !(unclean && task.joined_at < booted)
                 && (!rules.limited || rules.delay == 0 && !others_blocked && room)
         })?;
+        if !self.may_go_on(key.database, next.priority, stint_is_over) {
+            return None;
+        }
         let candidate = self.take_known(key, i)?;
         if let Some(slot) = pool::find(self.slots, ticket) {
             slot.payload.next = NextTask {
@@ -154,13 +153,16 @@ impl Registry {
     }
 
     /// Leaves out of what a look has found the tasks that workers of this key are about to claim, or have: it has not seen that yet. If one of
-    /// them does not get its task, it [arrives](Registry::arrive) again.
+    /// them does not get its task, it [arrives](Registry::arrive) again. What they are about to let go is there for others.
     pub fn leave_out_claimed(&self, key: Key, found: &mut Vec<Candidate>) {
         let workers = self
             .slots
             .iter()
             .filter(|slot| slot.state == SlotState::Attached && slot.key == key);
-        let mut claimed: Vec<i64> = workers.flat_map(|slot| slot.payload.claimed()).collect();
+        let mut claimed: Vec<i64> = workers
+            .flat_map(|slot| slot.payload.claimed())
+            .filter_map(|(task, ending)| (!ending).then_some(task))
+            .collect();
         claimed.sort_unstable();
         found.retain(|task| claimed.binary_search(&task.id).is_err());
     }

@@ -158,7 +158,8 @@ impl Watch<'_> {
             return Ok(false);
         }
         session::reset_settings()?;
-        Ok(true)
+        self.cut = session::holds_temp_tablespaces();
+        Ok(!self.cut)
     }
 }
 

@@ -128,14 +128,21 @@ impl Worker {
             return Ok(Permission::LookAgain);
         }
         let stale = self.is_stale(&registry) || self.done >= MOST_TASKS;
-        let make_room = registry.must_make_room(key.database, first.priority, self.stint_is_over());
         let leaving =
             pool::find(registry.slots, self.ticket).is_none_or(|slot| slot.payload.leaving);
-        if stale || make_room || leaving {
+        if stale || leaving {
             self.hand_over(&mut registry, first.priority);
             return Ok(Permission::Leave);
         }
-        let Some(candidate) = registry.next_task(self.ticket, key, configuration, now) else {
+        let Some((i, next)) = registry.next_task(self.ticket, key, configuration, now) else {
+            return Ok(Permission::Nothing);
+        };
+        // what counts is what it would run: better ones may wait for their topic
+        if registry.must_make_room(key.database, next.priority, self.stint_is_over()) {
+            self.hand_over(&mut registry, next.priority);
+            return Ok(Permission::Leave);
+        }
+        let Some(candidate) = registry.take_known(key, i) else {
             return Ok(Permission::Nothing);
         };
         let rules = configuration.rules(candidate.topic);

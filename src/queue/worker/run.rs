@@ -56,12 +56,15 @@ impl Worker {
         }
         self.done += 1;
         self.batches.ran_alone();
-        if session::is_soiled()? {
+        let mut clean = !session::is_soiled()?;
+        if clean {
+            session::reset_settings()?;
+            clean = !session::holds_temp_tablespaces();
+        }
+        if !clean {
             let transaction = Transaction::begin(Durability::Asynchronous)?;
             session::reset()?;
             transaction.commit()?;
-        } else {
-            session::reset_settings()?;
         }
         crash_point("a session is reset");
         self.end_task(true)?;
