@@ -736,12 +736,17 @@ fn a_hundred_thousand_failures(session: Session) {
     );
     // locks and snapshots, as others see them
     let locks = "SELECT count(*) FROM pg_locks WHERE pid = $1";
-    assert_eq!(scalar::<i64>(&mut client, locks, &[&worker]), 0);
+    // it says how far it is before it is done with saying so
+    wait_until("the locks to be released", || {
+        scalar::<i64>(&mut client, locks, &[&worker]) == 0
+    });
     let idle = "SELECT backend_xmin IS NULL AND backend_xid IS NULL AND state IS NOT DISTINCT FROM $2 \
                 FROM pg_stat_activity WHERE pid = $1";
     let state = (session != Session::Nothing).then_some("idle");
     if session != Session::Nothing {
-        assert!(scalar::<bool>(&mut client, idle, &[&worker, &state]));
+        wait_until("the worker to be idle", || {
+            scalar::<bool>(&mut client, idle, &[&worker, &state])
+        });
     }
     if session == Session::Database {
         assert_flat(
