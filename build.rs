@@ -159,7 +159,7 @@ fn main() {
     let major = major_version(&ask("--version"));
     assert!(
         (13..=19).contains(&major),
-        "PostgreSQL {major} is not supported: 13 to 19 are"
+        "PostgreSQL {major} is not supported: 13 to 18 are, and 19 can be tried"
     );
     println!("cargo:rustc-cfg=pg{major}");
 

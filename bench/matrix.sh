@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The rate of FIRST tasks at so many finished rows and workers, and of as many tasks of so many roles. Not among the parts that are run by
-# default: it takes ten minutes, and 5 GB of disk. Key: matrix finished ROWS WORKERS, matrix roles ROLES WORKERS.
+# default: it takes some minutes, and 5 GB of disk. Key: matrix finished ROWS WORKERS, matrix roles ROLES WORKERS.
 . "$(dirname "$0")/lib.sh"
 FIRST=${FIRST:-20000} FINISHED=${FINISHED:-10 1000 100000 10000000} ROLES=${ROLES:-1 10 100 1000} MATRIX_WORKERS=${MATRIX_WORKERS:-1 4 16}
 

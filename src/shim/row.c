@@ -443,7 +443,7 @@ update_row(Oid relid, Oid pkindex, int64 id, const PgbqColumn *fence, int nfence
 			tid = slot->tts_tid;
 			if (set == NULL)
 			{
-				#if PG_VERSION_NUM >= 190000
+#if PG_VERSION_NUM >= 190000
 				outcome = table_tuple_delete(target->rel, &tid, GetCurrentCommandId(true), 0, GetActiveSnapshot(),
 											 InvalidSnapshot, true, &failure);
 #else
@@ -466,13 +466,14 @@ update_row(Oid relid, Oid pkindex, int64 id, const PgbqColumn *fence, int nfence
 										 &failure, &lockmode, &update_indexes);
 			if (outcome == TM_Ok)
 			{
+				Relation	kept = leaves_key(index, set, nset) ? index : NULL;
+
 #if PG_VERSION_NUM >= 160000
 				if (update_indexes != TU_None)
-					insert_index_entries(target, new_slot, true, update_indexes == TU_Summarizing,
-										 leaves_key(index, set, nset) ? index : NULL);
+					insert_index_entries(target, new_slot, true, update_indexes == TU_Summarizing, kept);
 #else
 				if (update_indexes)
-					insert_index_entries(target, new_slot, true, false, leaves_key(index, set, nset) ? index : NULL);
+					insert_index_entries(target, new_slot, true, false, kept);
 #endif
 				written.relid = relid;
 				written.id = id;
