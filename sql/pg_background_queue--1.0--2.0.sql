@@ -191,6 +191,7 @@ BEGIN
     );
 END
 $$;
+ALTER INDEX @extschema@.pg_background_tasks_pkey SET (fillfactor = 45);
 -- One rewrite does it all. No UPDATE: it would fire triggers that somebody has put on the table, as the superuser.
 ALTER TABLE @extschema@.pg_background_tasks
     SET (fillfactor = 70),

@@ -49,8 +49,20 @@ pub struct Table {
     pub primary_key: Oid,
 }
 
+/// Where a row is, or was: a hint.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(transparent)]
+pub struct Tid(i64);
+
+impl Tid {
+    /// Nobody knows.
+    pub const UNKNOWN: Self = Self(0);
+}
+
 /// How an update finds out that it may: `fence` must equal the newest version, `get` is filled from it.
 pub struct Change<'a> {
+    /// Where the row is looked for first, before the primary key is asked. Where it is now, once it is done and if that commits.
+    pub at: &'a mut Tid,
     /// Wanted values.
     pub fence: &'a [Column],
     /// Asked for; varlenas are copied into the current memory context.
@@ -82,12 +94,14 @@ pub fn update(table: Table, id: i64, change: Change<'_>, patience: Patience) -> 
     let (fence, fences) = (change.fence.as_ptr(), count(change.fence.len()));
     let (get, gets) = (change.get.as_mut_ptr(), count(change.get.len()));
     let (set, sets) = (change.set.as_ptr(), count(change.set.len()));
+    let at: *mut i64 = &raw mut change.at.0;
     // SAFETY: pointers and lengths describe live slices.
     let result = guard(|| unsafe {
         pg_sys::pgbq_row_update(
             table.relation,
             table.primary_key,
             id,
+            at,
             fence,
             fences,
             get,
@@ -131,14 +145,14 @@ pub fn delete(table: Table, id: i64, fence: &[Column], patience: Patience) -> Re
     Ok(outcome(result))
 }
 
-/// Inserts one row; columns that are not named are NULL.
+/// Inserts one row; columns that are not named are NULL. Returns where it is.
 ///
 /// # Errors
 /// A violated constraint; I/O.
-pub fn insert(relation: Oid, columns: &[Column]) -> Result<()> {
+pub fn insert(relation: Oid, columns: &[Column]) -> Result<Tid> {
     let (first, count) = (columns.as_ptr(), i32::try_from(columns.len()).unwrap_or(0));
     // SAFETY: pointer and length describe a live slice.
-    guard(|| unsafe { pg_sys::pgbq_row_insert(relation, first, count) })
+    guard(|| unsafe { pg_sys::pgbq_row_insert(relation, first, count) }).map(Tid)
 }
 
 /// A forward scan of an index, in its order.
@@ -212,6 +226,12 @@ impl IndexScan {
         let (first, count) = (get.as_mut_ptr(), i32::try_from(get.len()).unwrap_or(0));
         // SAFETY: the scan is open, the slice live.
         guard(|| unsafe { pg_sys::pgbq_scan_next(scan, first, count) })
+    }
+
+    /// Where the row is that [`next`](Self::next) has brought.
+    pub fn tid(&self) -> Tid {
+        // SAFETY: the scan is open; the call reads its slot and raises nothing.
+        Tid(unsafe { pg_sys::pgbq_scan_tid(self.0) })
     }
 
     /// Ends it. A scan that is dropped instead is cleaned up by the abort of its transaction: only on errors.

@@ -88,7 +88,7 @@ pub fn enqueue(sql: Option<&[u8]>, topic: Option<&[u8]>, options: Options) -> Re
         timeout_ms,
     };
     let joined_at = xact::start_timestamp();
-    let id = store.insert(&task, joined_at)?;
+    let (id, at) = store.insert(&task, joined_at)?;
     let place = Place {
         priority: task.priority,
         id,
@@ -98,6 +98,7 @@ pub fn enqueue(sql: Option<&[u8]>, topic: Option<&[u8]>, options: Options) -> Re
         None => {
             let new = Candidate {
                 id,
+                at,
                 topic: topic_id,
                 priority: task.priority,
                 joined_at,

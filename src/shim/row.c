@@ -12,6 +12,7 @@
 #include "postgres.h"
 
 #include "access/genam.h"
+#include "access/heapam.h"
 #include "access/htup_details.h"
 #include "access/relation.h"
 #include "access/table.h"
@@ -28,6 +29,7 @@
 #include "storage/bufmgr.h"
 #include "storage/lmgr.h"
 #include "storage/proc.h"
+#include "storage/smgr.h"
 #include "utils/datum.h"
 #include "utils/fmgroids.h"
 #include "utils/inval.h"
@@ -62,7 +64,14 @@ struct PgbqScan
 	TupleTableSlot *slot;
 };
 
-/* Makes the entry of a row in one of the target's indexes that is a plain btree, without a look at whether there is such a key. */
+/*
+ * Makes the entry of a row in one of the target's indexes that is a plain btree, without a look at whether there is such a key.
+ *
+ * It is not told that the key is as it was. The btree would take that as a hint to go and see, when a page of it is full, which of its rows'
+ * old versions are gone, with that page locked, where all want theirs who work on rows beside this one: of four at work, most of the time lost
+ * in waits for each other was for that, and two in three times the versions were too young. (An index with room for three entries a row need
+ * not split for it: see fillfactor in the table's definition.)
+ */
 static void
 insert_unchecked(PgbqTarget *target, TupleTableSlot *slot, Relation index, IndexInfo *info)
 {
@@ -72,7 +81,7 @@ insert_unchecked(PgbqTarget *target, TupleTableSlot *slot, Relation index, Index
 	FormIndexDatum(info, slot, target->estate, values, isnull);
 	(void) index_insert(index, values, isnull, &slot->tts_tid, target->rel, UNIQUE_CHECK_NO,
 #if PG_VERSION_NUM >= 140000
-						true,
+						false,
 #endif
 						info);
 }
@@ -277,50 +286,91 @@ begin_scan(Relation rel, Relation index, Snapshot snapshot, int nkeys)
 }
 
 /*
- * Where this process has put the row that it updated last. Who has claimed a task ends it, with nothing else written in
- * between: so half of all lookups are for this row. It is no more than a place to look at first: that update may have
- * been rolled back, or the table made anew.
+ * Prunes the page of this buffer if there may not be room for another version of the row on it. An index scan would have had it pruned at
+ * each row, as soon as less is free than fillfactor has left free: one WAL record for each old version. The buffer is pinned once.
  */
-static struct
+static void
+prune_if_full(Relation rel, Buffer buffer, uint32 length)
 {
-	Oid			relid;
-	int64		id;
-	ItemPointerData tid;
-} written;
+	/* without a lock, as heap_page_prune_opt itself looks first: it is a guess */
+	if (PageGetHeapFreeSpace(BufferGetPage(buffer)) >= Max(BLCKSZ / 10, MAXALIGN(length)))
+		return;
+#if PG_VERSION_NUM >= 190000
+	{
+		Buffer		vmbuffer = InvalidBuffer;
 
-/* Whether the slot holds the row with this id as find_row would have found it, because it is still where it was put. */
-static bool
-find_written(Relation rel, Relation index, int64 id, TupleTableSlot *slot)
-{
-	bool		isnull;
-
-	if (written.relid != RelationGetRelid(rel) || written.id != id)
-		return false;
-	/* VACUUM may have cut off the end of the table; now that it is locked this cannot happen any more */
-	if (ItemPointerGetBlockNumber(&written.tid) >= RelationGetNumberOfBlocks(rel))
-		return false;
-	if (!table_tuple_fetch_row_version(rel, &written.tid, SnapshotSelf, slot))
-		return false;
-	return DatumGetInt64(slot_getattr(slot, index->rd_index->indkey.values[0], &isnull)) == id && !isnull;
+		heap_page_prune_opt(rel, buffer, &vmbuffer, false);
+		if (BufferIsValid(vmbuffer))
+			ReleaseBuffer(vmbuffer);
+	}
+#else
+	heap_page_prune_opt(rel, buffer);
+#endif
 }
 
 /*
- * Looks a row up; on success the slot holds a copy of it, and no buffer is pinned.
+ * Whether the table has a block. VACUUM may have cut off its end before it was locked, but not since: so it has no less than this process
+ * has once seen, unless it has been told to forget that, and the system need not be asked.
+ */
+static bool
+has_block(Relation rel, BlockNumber block)
+{
+#if PG_VERSION_NUM >= 150000
+	BlockNumber seen = RelationGetSmgr(rel)->smgr_cached_nblocks[MAIN_FORKNUM];
+
+	if (seen != InvalidBlockNumber && block < seen)
+		return true;
+#endif
+	return block < RelationGetNumberOfBlocks(rel);
+}
+
+/*
+ * Looks for the row where it was, without the index: then the slot holds a copy of it, and no buffer is pinned. That the place is of another
+ * table, or of this one before it was made anew, does no harm: a row with this id that is valid now is the row.
+ */
+static bool
+find_there(Relation rel, Relation index, int64 id, int64 tid, TupleTableSlot *slot)
+{
+	ItemPointerData there;
+	bool		isnull;
+
+	if (tid == 0)
+		return false;
+	itemptr_decode(&there, tid);
+	if (!has_block(rel, ItemPointerGetBlockNumber(&there)) ||
+		!table_tuple_fetch_row_version(rel, &there, SnapshotSelf, slot) ||
+		DatumGetInt64(slot_getattr(slot, index->rd_index->indkey.values[0], &isnull)) != id || isnull)
+		return false;
+
+	if (TTS_IS_BUFFERTUPLE(slot) && rel->rd_tableam == GetHeapamTableAmRoutine())
+	{
+		BufferHeapTupleTableSlot *row = (BufferHeapTupleTableSlot *) slot;
+		Buffer		buffer = row->buffer;
+
+		IncrBufferRefCount(buffer);
+		ExecMaterializeSlot(slot);
+		prune_if_full(rel, buffer, row->base.tuple->t_len);
+		ReleaseBuffer(buffer);
+	}
+	else
+		ExecMaterializeSlot(slot);
+	return true;
+}
+
+/*
+ * Looks a row up, first where it is thought to be, if that is not 0; on success the slot holds a copy of it, and no buffer is pinned.
  *
  * SnapshotSelf sees what is committed by now, whatever snapshot the transaction has, and takes no predicate locks.
  */
 static bool
-find_row(Relation rel, Relation index, int64 id, TupleTableSlot *slot)
+find_row(Relation rel, Relation index, int64 id, int64 tid, TupleTableSlot *slot)
 {
 	ScanKeyData key;
 	IndexScanDesc scan;
 	bool		found;
 
-	if (find_written(rel, index, id, slot))
-	{
-		ExecMaterializeSlot(slot);
+	if (find_there(rel, index, id, tid, slot))
 		return true;
-	}
 
 	ScanKeyInit(&key, 1, BTEqualStrategyNumber, F_INT8EQ, Int64GetDatum(id));
 	scan = begin_scan(rel, index, SnapshotSelf, 1);
@@ -369,7 +419,7 @@ pause_for_lock(int *pause)
 
 /* The body of pgbq_row_update and, with set = NULL, of pgbq_row_delete, with lock_timeout already in force. */
 static PgbqRowResult
-update_row(Oid relid, Oid pkindex, int64 id, const PgbqColumn *fence, int nfence,
+update_row(Oid relid, Oid pkindex, int64 id, int64 *where, const PgbqColumn *fence, int nfence,
 		   PgbqColumn *get, int nget, const PgbqColumn *set, int nset, int row_timeout_ms)
 {
 	MemoryContext caller_context = CurrentMemoryContext;
@@ -418,7 +468,7 @@ update_row(Oid relid, Oid pkindex, int64 id, const PgbqColumn *fence, int nfence
 
 		CHECK_FOR_INTERRUPTS();
 
-		if (!find_row(target->rel, index, id, slot))
+		if (!find_row(target->rel, index, id, *where, slot))
 		{
 			if (++misses < LOOKUPS)
 				continue;
@@ -475,9 +525,7 @@ update_row(Oid relid, Oid pkindex, int64 id, const PgbqColumn *fence, int nfence
 				if (update_indexes)
 					insert_index_entries(target, new_slot, true, false, kept);
 #endif
-				written.relid = relid;
-				written.id = id;
-				written.tid = new_slot->tts_tid;
+				*where = itemptr_encode(&new_slot->tts_tid);
 				get_columns(slot, get, nget, caller_context);
 				result = PGBQ_ROW_DONE;
 				break;
@@ -530,7 +578,7 @@ again:
 
 /* Changes one row with lock_timeout in force: the variable, not the setting, so that no GUC machinery can fail. */
 static PgbqRowResult
-change_row(Oid relid, Oid pkindex, int64 id, const PgbqColumn *fence, int nfence,
+change_row(Oid relid, Oid pkindex, int64 id, int64 *where, const PgbqColumn *fence, int nfence,
 		   PgbqColumn *get, int nget, const PgbqColumn *set, int nset,
 		   int lock_timeout_ms, int row_timeout_ms)
 {
@@ -542,7 +590,7 @@ change_row(Oid relid, Oid pkindex, int64 id, const PgbqColumn *fence, int nfence
 		LockTimeout = lock_timeout_ms;
 	PG_TRY();
 	{
-		result = update_row(relid, pkindex, id, fence, nfence, get, nget, set, nset, row_timeout_ms);
+		result = update_row(relid, pkindex, id, where, fence, nfence, get, nget, set, nset, row_timeout_ms);
 	}
 	PG_FINALLY();
 	{
@@ -560,6 +608,9 @@ change_row(Oid relid, Oid pkindex, int64 id, const PgbqColumn *fence, int nfence
  * answer is FENCED. The columns in get are filled from the version that was replaced, or that failed the fence,
  * in CurrentMemoryContext. pkindex is the primary key's index; if it is InvalidOid, or gone, the table is asked for it.
  *
+ * where is a TID (as of itemptr_encode) at which the row is looked for first, without that index, or 0. It is no more than a hint: there may be
+ * another row by now, or none. If the answer is DONE it is where the row is from now on, if this transaction commits.
+ *
  * A row that somebody else holds is waited for no longer than row_timeout_ms: LOCKED then. A lock on the whole
  * table, or one that came between two steps, is waited for no longer than lock_timeout_ms (0: for ever) and ends in
  * an error then, 55P03: in either case the row is as it was. The wait for a row is one that the deadlock detector
@@ -569,12 +620,12 @@ change_row(Oid relid, Oid pkindex, int64 id, const PgbqColumn *fence, int nfence
  * If the transaction has no snapshot yet it becomes READ COMMITTED: to be called first, or last, in it.
  */
 PgbqRowResult
-pgbq_row_update(Oid relid, Oid pkindex, int64 id, const PgbqColumn *fence, int nfence,
+pgbq_row_update(Oid relid, Oid pkindex, int64 id, int64 *where, const PgbqColumn *fence, int nfence,
 				PgbqColumn *get, int nget, const PgbqColumn *set, int nset,
 				int lock_timeout_ms, int row_timeout_ms)
 {
 	Assert(set != NULL);
-	return change_row(relid, pkindex, id, fence, nfence, get, nget, set, nset, lock_timeout_ms, row_timeout_ms);
+	return change_row(relid, pkindex, id, where, fence, nfence, get, nget, set, nset, lock_timeout_ms, row_timeout_ms);
 }
 
 /*
@@ -585,19 +636,23 @@ PgbqRowResult
 pgbq_row_delete(Oid relid, Oid pkindex, int64 id, const PgbqColumn *fence, int nfence,
 				int lock_timeout_ms, int row_timeout_ms)
 {
-	return change_row(relid, pkindex, id, fence, nfence, NULL, 0, NULL, 0, lock_timeout_ms, row_timeout_ms);
+	int64		where = 0;
+
+	return change_row(relid, pkindex, id, &where, fence, nfence, NULL, 0, NULL, 0, lock_timeout_ms, row_timeout_ms);
 }
 
 /*
  * Inserts one row. Columns not named are NULL: defaults are the caller's business, NOT NULL and CHECK constraints
- * are checked. Later commands of the transaction see the row; the current one, if there is one, does not.
+ * are checked. Later commands of the transaction see the row; the current one, if there is one, does not. Returns its TID,
+ * as pgbq_row_update takes it.
  */
-void
+int64
 pgbq_row_insert(Oid relid, const PgbqColumn *cols, int ncols)
 {
 	MemoryContext old;
 	PgbqTarget *target;
 	TupleTableSlot *slot;
+	int64		tid;
 	bool		push = !ActiveSnapshotSet();
 
 	Assert(IsTransactionState());
@@ -616,12 +671,14 @@ pgbq_row_insert(Oid relid, const PgbqColumn *cols, int ncols)
 		ExecConstraints(target->result, slot, target->estate);
 	table_tuple_insert(target->rel, slot, GetCurrentCommandId(true), 0, NULL);
 	insert_index_entries(target, slot, false, false, NULL);
+	tid = itemptr_encode(&slot->tts_tid);
 
 	ExecDropSingleTupleTableSlot(slot);
 	MemoryContextSwitchTo(old);
 	pgbq_close_target(target);
 	if (push)
 		PopActiveSnapshot();
+	return tid;
 }
 
 /*
@@ -723,6 +780,13 @@ pgbq_scan_next(PgbqScan *scan, PgbqColumn *get, int nget)
 
 	MemoryContextSwitchTo(caller_context);
 	return found;
+}
+
+/* Where the row fetched last is, as pgbq_row_update takes it. */
+int64
+pgbq_scan_tid(PgbqScan *scan)
+{
+	return itemptr_encode(&scan->slot->tts_tid);
 }
 
 /* Ends a scan and frees it. */

@@ -37,7 +37,7 @@ typedef struct PgbqScanKey
 
 typedef struct PgbqScan PgbqScan;
 
-extern PgbqRowResult pgbq_row_update(Oid relid, Oid pkindex, int64 id,
+extern PgbqRowResult pgbq_row_update(Oid relid, Oid pkindex, int64 id, int64 *where,
 									 const PgbqColumn *fence, int nfence,
 									 PgbqColumn *get, int nget,
 									 const PgbqColumn *set, int nset,
@@ -45,10 +45,11 @@ extern PgbqRowResult pgbq_row_update(Oid relid, Oid pkindex, int64 id,
 extern PgbqRowResult pgbq_row_delete(Oid relid, Oid pkindex, int64 id,
 									 const PgbqColumn *fence, int nfence,
 									 int lock_timeout_ms, int row_timeout_ms);
-extern void pgbq_row_insert(Oid relid, const PgbqColumn *cols, int ncols);
+extern int64 pgbq_row_insert(Oid relid, const PgbqColumn *cols, int ncols);
 
 extern PgbqScan *pgbq_scan_begin(Oid relid, Oid indexid, const PgbqScanKey *keys, int nkeys);
 extern bool pgbq_scan_next(PgbqScan *scan, PgbqColumn *get, int nget);
+extern int64 pgbq_scan_tid(PgbqScan *scan);
 extern void pgbq_scan_end(PgbqScan *scan);
 
 #endif

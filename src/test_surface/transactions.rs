@@ -6,7 +6,7 @@ use crate::pg::mem::MemoryContext;
 use crate::pg::security::{self, AsRole};
 use crate::pg::snapshot::ActiveSnapshot;
 use crate::pg::spi::Spi;
-use crate::pg::table::{self, Change, IndexScan, Patience, Table, Updated};
+use crate::pg::table::{self, Change, IndexScan, Patience, Table, Tid, Updated};
 use crate::pg::xact::{Durability, Scope, Snapshot, Transaction};
 use crate::pg::{Error, Oid, Result, SqlState, callback, catalog, sqlstate};
 use crate::{pg_function, pg_sys};
@@ -458,6 +458,7 @@ fn rows() -> Result<()> {
             table,
             id,
             Change {
+                at: &mut { Tid::UNKNOWN },
                 fence: &[],
                 get: &mut [],
                 set: &set,
@@ -486,6 +487,7 @@ fn rows() -> Result<()> {
             b"23505",
             Box::new(move || {
                 table::insert(table.relation, &[table::column(1, 1), table::column(2, 77)])
+                    .map(drop)
             }),
         ),
     ];

@@ -262,3 +262,63 @@ fn a_task_that_comes_when_all_is_done_is_not_looked_for() {
     assert!(after - before <= 20 * 4 + 20, "{}", after - before);
     assert_eq!(worker_count(&mut client), 1);
 }
+
+/// Whoever looks remembers where the rows of what comes next are, and whoever has claimed one where that is: the primary key is asked only for those
+/// that are elsewhere by then, or where the table ends before that place.
+#[test]
+fn a_row_is_looked_up_by_its_key_only_if_it_is_not_where_it_was_seen() {
+    let (server, mut client) = start(1);
+    server.set_and_reload("autovacuum", "off");
+    let lookups = |client: &mut Client, ended: i64| -> i64 {
+        wait_until("the statistics", || {
+            let sql = "SELECT n_tup_upd >= 2 * $1::bigint FROM pg_stat_user_tables WHERE relname = 'pg_background_tasks'";
+            scalar(client, sql, &[&ended])
+        });
+        let sql = "SELECT idx_scan FROM pg_stat_user_indexes WHERE indexrelname = 'pg_background_tasks_pkey'";
+        scalar(client, sql, &[])
+    };
+    let enqueue_some = |client: &mut Client, tasks: i32| {
+        let sql = "SELECT pg_background_queue_enqueue('INSERT INTO seen (what) VALUES (' || n || ')') FROM generate_series(1, $1::int) AS n";
+        client.execute(sql, &[&tasks]).expect("to enqueue");
+    };
+    let wait_seen = |client: &mut Client, tasks: i64| {
+        wait_until("all to have run", || {
+            scalar(client, "SELECT count(*) = $1 FROM seen", &[&tasks])
+        });
+    };
+
+    enqueue_some(&mut client, 2000);
+    wait_seen(&mut client, 2000);
+    let before = lookups(&mut client, 2000);
+    assert_eq!(before, 0, "of 2000 tasks");
+
+    shut(&mut client);
+    let mut enqueuing = server.superuser();
+    let mut transaction = enqueuing.transaction().expect("begin");
+    enqueue(&mut transaction, GATE);
+    let sql = "SELECT count(pg_background_queue_enqueue('INSERT INTO seen (what) VALUES (' || n || ')')) FROM generate_series(1, 20) AS n";
+    transaction.execute(sql, &[]).expect("to enqueue");
+    transaction.commit().expect("commit");
+    wait_until("the first one to run", || {
+        let sql = "SELECT count(*) = 1 FROM pg_background_tasks WHERE state = 'running'";
+        scalar(&mut client, sql, &[])
+    });
+    // the table ends before those rows were
+    run(
+        &mut client,
+        "DELETE FROM pg_background_tasks WHERE state = 'finished'",
+    );
+    run(&mut client, "VACUUM FULL pg_background_tasks");
+    open(&mut client);
+    wait_seen(&mut client, 2020);
+    assert_eq!(
+        scalar::<String>(
+            &mut client,
+            "SELECT string_agg(state::text || attempt, ' ') FROM (SELECT DISTINCT state, attempt FROM pg_background_tasks) AS t",
+            &[]
+        ),
+        "finished1"
+    );
+    let after = lookups(&mut client, 2021);
+    assert!((21..=60).contains(&(after - before)), "{}", after - before);
+}

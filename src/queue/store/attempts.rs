@@ -48,7 +48,9 @@ impl Store {
             column(c.attempt, attempt.into_datum()?),
             column(c.started_at, time::now().into_datum()?),
         ];
+        let mut at = candidate.at;
         let change = Change {
+            at: &mut at,
             fence: &self.as_seen(candidate, role)?,
             get: &mut get,
             set: &set,
@@ -59,7 +61,7 @@ impl Store {
         }
         let (own, of_row) = get.split_at(3);
         // the fence has seen its state
-        let Some(before) = self.row(candidate.id, of_row)? else {
+        let Some(before) = self.row(candidate.id, at, of_row)? else {
             return Ok(Err(Updated::Fenced));
         };
         Ok(Ok(Task {
@@ -93,7 +95,7 @@ impl Store {
     fn end_attempt(&self, row: &Row, set: &[Column]) -> Result<bool> {
         let mut fence = self.as_read(row)?;
         fence[0] = self.state_column(State::Running);
-        self.change(row.id, &fence, set, self.patience)
+        self.change(row, &fence, set, self.patience)
     }
 
     /// Marks a task as finished, in the caller's transaction.

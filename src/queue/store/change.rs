@@ -29,20 +29,22 @@ pub(super) fn append_error(kept: Option<&[u8]>, error: &[u8]) -> Result<Vec<u8>>
 }
 
 impl Store {
-    /// Changes a row that must still be as `fence` says; false if it is not.
+    /// Changes a row as it was read, which must still be as `fence` says; false if it is not.
     pub(super) fn change(
         &self,
-        id: i64,
+        row: &Row,
         fence: &[Column],
         set: &[Column],
         patience: Patience,
     ) -> Result<bool> {
+        let mut at = row.at;
         let change = Change {
+            at: &mut at,
             fence,
             get: &mut [],
             set,
         };
-        was_changed(id, table::update(self.table, id, change, patience)?)
+        was_changed(row.id, table::update(self.table, row.id, change, patience)?)
     }
 
     /// A row as it was read.
@@ -71,7 +73,7 @@ impl Store {
             let text = append_error(row.errors.as_deref(), error)?;
             set.push(column(c.errors, text.as_slice().into_datum()?));
         }
-        self.change(row.id, &self.as_read(row)?, &set, Patience::SESSION)
+        self.change(row, &self.as_read(row)?, &set, Patience::SESSION)
     }
 
     /// Puts a closed task back among those that wait, with all its retries; false if it has changed meanwhile.
@@ -89,7 +91,7 @@ impl Store {
             column(c.scheduled, 0),
             null_column(c.closed_at),
         ];
-        self.change(row.id, &self.as_read(row)?, &set, Patience::SESSION)
+        self.change(row, &self.as_read(row)?, &set, Patience::SESSION)
     }
 
     /// Deletes a task; false if it has changed meanwhile.
@@ -115,7 +117,7 @@ impl Store {
             // it ran where it came from
             set.push(self.state_column(State::Pending));
         }
-        self.change(row.id, &fence, &set, MINUTE)
+        self.change(row, &fence, &set, MINUTE)
     }
 
     /// Makes a task that was enqueued elsewhere one of this database, as the role given.
@@ -133,6 +135,6 @@ impl Store {
             // it ran where it came from
             set.push(self.state_column(State::Pending));
         }
-        self.change(row.id, &self.as_read(row)?, &set, Patience::SESSION)
+        self.change(row, &self.as_read(row)?, &set, Patience::SESSION)
     }
 }

@@ -3,7 +3,7 @@
 use super::rows::text_or_null;
 use super::{Lane, State, Store, origin};
 use crate::pg::datum::{self, Datum, IntoDatum};
-use crate::pg::table::{self, column, null_column};
+use crate::pg::table::{self, Tid, column, null_column};
 use crate::pg::time::TimestampTz;
 use crate::pg::{Oid, Result, catalog};
 
@@ -34,11 +34,11 @@ pub struct NewTask<'a> {
 }
 
 impl Store {
-    /// Inserts a task; returns its id.
+    /// Inserts a task; returns its id, and where it is.
     ///
     /// # Errors
     /// I/O; the sequence's end.
-    pub fn insert(&self, task: &NewTask<'_>, joined_at: TimestampTz) -> Result<i64> {
+    pub fn insert(&self, task: &NewTask<'_>, joined_at: TimestampTz) -> Result<(i64, Tid)> {
         let c = &self.columns;
         // the sequence before its table, as DROP EXTENSION locks them
         let id = catalog::next_value(self.sequence)?;
@@ -47,7 +47,7 @@ impl Store {
             None => null_column(attnum),
         };
         let zero = |attnum| column(attnum, 0);
-        table::insert(
+        let at = table::insert(
             self.table.relation,
             &[
                 column(c.id, id.into_datum()?),
@@ -72,6 +72,6 @@ impl Store {
                 optional(c.timeout_ms, task.timeout_ms.map(i64::from)),
             ],
         )?;
-        Ok(id)
+        Ok((id, at))
     }
 }

@@ -5,7 +5,7 @@ use std::ffi::CStr;
 use super::{Store, origin};
 use crate::core::ready::Place;
 use crate::pg::datum::{self, Datum, IntoDatum};
-use crate::pg::table::{self, Column, IndexScan, column, null_column};
+use crate::pg::table::{self, Column, IndexScan, Tid, column, null_column};
 use crate::pg::time::TimestampTz;
 use crate::pg::{Oid, Result};
 
@@ -41,6 +41,8 @@ pub(super) const STATES: [(State, &CStr); 6] = [
 pub struct Row {
     /// The task.
     pub id: i64,
+    /// Where it is in the table.
+    pub at: Tid,
     /// The latest attempt: with the id, what fences off everybody else.
     pub attempt: i32,
     /// Its state.
@@ -142,7 +144,7 @@ impl Store {
     }
 
     /// The [`Row`] of these columns; `None` for a state that is none of ours.
-    pub(super) fn row(&self, id: i64, columns: &[Column]) -> Result<Option<Row>> {
+    pub(super) fn row(&self, id: i64, at: Tid, columns: &[Column]) -> Result<Option<Row>> {
         let [
             attempt,
             state,
@@ -165,6 +167,7 @@ impl Store {
         };
         Ok(Some(Row {
             id,
+            at,
             attempt: integer(attempt),
             state,
             joined_at: microseconds(joined_at),
@@ -190,7 +193,7 @@ impl Store {
         let keys = [table::equals(1, id.into_datum()?)];
         let mut scan = IndexScan::begin(self.table.relation, self.table.primary_key, &keys)?;
         let row = if scan.next(&mut columns)? {
-            self.row(id, &columns)?
+            self.row(id, scan.tid(), &columns)?
         } else {
             None
         };

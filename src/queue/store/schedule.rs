@@ -7,7 +7,9 @@ use super::{State, Store, origin};
 use crate::core::ready::Place;
 use crate::core::schedule::Position;
 use crate::pg::datum::IntoDatum;
-use crate::pg::table::{self, Change, Column, IndexScan, ScanKey, Updated, column, null_column};
+use crate::pg::table::{
+    self, Change, Column, IndexScan, ScanKey, Tid, Updated, column, null_column,
+};
 use crate::pg::time::TimestampTz;
 use crate::pg::{Oid, Result};
 
@@ -136,6 +138,7 @@ impl Store {
             task.due_at,
         ];
         let change = Change {
+            at: &mut { Tid::UNKNOWN },
             fence: &fence,
             get: &mut [],
             set: &[column(c.scheduled, 0)],

@@ -8,7 +8,7 @@ use super::rows::{integer, microseconds, optional_text, text_or_null};
 use super::{State, Store, origin};
 use crate::core::ready::{Place, Queued};
 use crate::pg::datum::{self, IntoDatum};
-use crate::pg::table::{self, Change, IndexScan, ScanKey, Updated, null_column};
+use crate::pg::table::{self, Change, IndexScan, ScanKey, Tid, Updated, null_column};
 use crate::pg::time::TimestampTz;
 use crate::pg::{Oid, Result};
 use crate::queue::topics::{MOST_TOPIC_BYTES, TopicId};
@@ -50,6 +50,8 @@ impl Lane {
 pub struct Candidate {
     /// The task.
     pub id: i64,
+    /// Where it is in the table.
+    pub at: Tid,
     /// Its topic.
     pub topic: TopicId,
     /// Its priority.
@@ -72,6 +74,7 @@ impl Candidate {
     /// None at all.
     pub const NONE: Self = Self {
         id: 0,
+        at: Tid::UNKNOWN,
         topic: TopicId::NONE,
         priority: 0,
         state: State::Pending,
@@ -178,7 +181,9 @@ impl Store {
     /// # Errors
     /// I/O.
     pub fn put_into(&self, lane: Option<&Lane>, task: &Candidate, role: Oid) -> Result<Updated> {
+        let mut at = task.at;
         let change = Change {
+            at: &mut at,
             fence: &self.as_seen(task, role)?,
             get: &mut [],
             set: &[text_or_null(self.columns.lane, lane.map(Lane::text))?],
@@ -270,6 +275,7 @@ impl Store {
             let lane = optional_text(lane)?.map(Lane);
             let task = Candidate {
                 id: id.value as i64,
+                at: scan.tid(),
                 topic: topic_id,
                 priority: integer(priority),
                 state,
