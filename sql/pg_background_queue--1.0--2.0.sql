@@ -217,11 +217,11 @@ DROP TYPE @extschema@.pg_background_queue_task_state_1_0;
 
 CREATE INDEX pg_background_tasks_queue_idx
     ON @extschema@.pg_background_tasks (held, role_oid, scheduled, lane COLLATE pg_catalog."C", priority, id)
-    WHERE state IN ('pending', 'retrying');
+    WITH (deduplicate_items = off) WHERE state IN ('pending', 'retrying');
 -- Those that are to be let into the queue at their time. NULL is at once: nobody but a superuser makes that.
 CREATE INDEX pg_background_tasks_schedule_idx
     ON @extschema@.pg_background_tasks (role_oid, due_at NULLS FIRST, priority, id)
-    WHERE scheduled AND NOT held AND state IN ('pending', 'retrying');
+    WITH (deduplicate_items = off) WHERE scheduled AND NOT held AND state IN ('pending', 'retrying');
 CREATE INDEX pg_background_tasks_state_idx ON @extschema@.pg_background_tasks (state, closed_at DESC)
     WHERE state IN ('running', 'retrying', 'failed', 'cancelled');
 

@@ -48,14 +48,15 @@ CREATE TABLE @extschema@.pg_background_tasks (
 -- Two are named by state, so that queries for one state find them. Finished tasks are in none of the three.
 --
 -- scheduled: tasks that are not due stand apart, so that who looks for one that could start does not go over them. lane: so do
--- those whose topic has a limit or a delay, each topic's by themselves; with NULL they are one sequence.
+-- those whose topic has a limit or a delay, each topic's by themselves; with NULL they are one sequence. No two entries are alike: the
+-- id is in them.
 CREATE INDEX pg_background_tasks_queue_idx
     ON @extschema@.pg_background_tasks (held, role_oid, scheduled, lane COLLATE pg_catalog."C", priority, id)
-    WHERE state IN ('pending', 'retrying');
+    WITH (deduplicate_items = off) WHERE state IN ('pending', 'retrying');
 -- Those that are to be let into the queue at their time. NULL is at once: nobody but a superuser makes that.
 CREATE INDEX pg_background_tasks_schedule_idx
     ON @extschema@.pg_background_tasks (role_oid, due_at NULLS FIRST, priority, id)
-    WHERE scheduled AND NOT held AND state IN ('pending', 'retrying');
+    WITH (deduplicate_items = off) WHERE scheduled AND NOT held AND state IN ('pending', 'retrying');
 CREATE INDEX pg_background_tasks_state_idx ON @extschema@.pg_background_tasks (state, closed_at DESC)
     WHERE state IN ('running', 'retrying', 'failed', 'cancelled');
 

@@ -1,8 +1,8 @@
 //! State of this process.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 
-/// A `static` of a server process. Server processes are single-threaded (fork, not threads), so a plain cell does.
+/// A small `static` of a server process. Server processes are single-threaded (fork, not threads), so a plain cell does.
 pub struct ProcessLocal<T>(Cell<T>);
 
 // SAFETY: a server process runs our code on one thread only.
@@ -22,5 +22,26 @@ impl<T: Copy> ProcessLocal<T> {
     /// Replaces the value.
     pub fn set(&self, value: T) {
         self.0.set(value);
+    }
+}
+
+/// A larger one, which is changed in place.
+pub struct ProcessState<T>(RefCell<T>);
+
+// SAFETY: as above.
+unsafe impl<T> Sync for ProcessState<T> {}
+
+impl<T> ProcessState<T> {
+    /// With its first value.
+    pub const fn new(value: T) -> Self {
+        Self(RefCell::new(value))
+    }
+
+    /// Lends the value.
+    ///
+    /// # Panics
+    /// It is lent already.
+    pub fn with<R>(&self, use_it: impl FnOnce(&mut T) -> R) -> R {
+        use_it(&mut self.0.borrow_mut())
     }
 }

@@ -5,7 +5,7 @@ use super::store::Candidate;
 use crate::core::ready::Place;
 use crate::pg::bgworker;
 use crate::pg::callback::{self, Empty, Ended, Utility};
-use crate::pg::local::ProcessLocal;
+use crate::pg::local::{ProcessLocal, ProcessState};
 use crate::pg::time::{self, TimestampTz};
 use crate::pg::{Oid, Result, catalog, crash_point};
 
@@ -39,7 +39,6 @@ impl OfRole {
     };
 }
 
-#[derive(Clone, Copy)]
 struct Pending {
     roles: [OfRole; MOST_ROLES],
     count: usize,
@@ -55,7 +54,34 @@ const NOTHING: Pending = Pending {
     settings: 0,
 };
 
-static PENDING: ProcessLocal<Pending> = ProcessLocal::new(NOTHING);
+impl Pending {
+    fn roles(&self) -> &[OfRole] {
+        &self.roles[..self.count]
+    }
+
+    fn is_nothing(&self) -> bool {
+        self.count == 0 && !self.look && self.settings == 0
+    }
+
+    /// What is noted of a role; `None` if there are too many.
+    fn of_role(&mut self, role: Oid) -> Option<&mut OfRole> {
+        let i = match self.roles().iter().position(|known| known.role == role) {
+            Some(i) => i,
+            None if self.count < MOST_ROLES => {
+                self.roles[self.count] = OfRole {
+                    role,
+                    ..OfRole::NOTHING
+                };
+                self.count += 1;
+                self.count - 1
+            }
+            None => return None,
+        };
+        Some(&mut self.roles[i])
+    }
+}
+
+static PENDING: ProcessState<Pending> = ProcessState::new(NOTHING);
 static WATCHED: ProcessLocal<bool> = ProcessLocal::new(false);
 
 /// Notes that the current transaction has made a task of a role ready to run, `new` if it has just been enqueued and stands in the main line.
@@ -86,35 +112,23 @@ pub fn task_scheduled(role: Oid, priority: i32, due: TimestampTz) -> Result<()> 
 
 fn note(role: Oid, change: impl FnOnce(&mut OfRole)) -> Result<()> {
     watch()?;
-    let mut pending = PENDING.get();
-    let known = &pending.roles[..pending.count];
-    match known.iter().position(|known| known.role == role) {
-        Some(i) => change(&mut pending.roles[i]),
-        None if pending.count < MOST_ROLES => {
-            let of_role = &mut pending.roles[pending.count];
-            *of_role = OfRole {
-                role,
-                ..OfRole::NOTHING
-            };
-            change(of_role);
-            pending.count += 1;
-        }
+    PENDING.with(|pending| match pending.of_role(role) {
+        Some(of_role) => change(of_role),
         None => pending.look = true,
-    }
-    PENDING.set(pending);
+    });
     Ok(())
 }
 
 /// The worst priority that may go on with the work of this role at the commit of the current transaction without a look at what
 /// that brings; `None` if none may.
 pub fn priority_after_commit(role: Oid) -> Option<i32> {
-    let pending = PENDING.get();
-    if pending.look || pending.settings != 0 {
-        return None;
-    }
-    let known = &pending.roles[..pending.count];
-    let of_role = known.iter().find(|known| known.role == role);
-    Some(of_role.map_or(i32::MAX, |of_role| of_role.place.priority))
+    PENDING.with(|pending| {
+        if pending.look || pending.settings != 0 {
+            return None;
+        }
+        let of_role = pending.roles().iter().find(|known| known.role == role);
+        Some(of_role.map_or(i32::MAX, |of_role| of_role.place.priority))
+    })
 }
 
 /// Asks for a keeper to look at this database, once the current transaction commits.
@@ -123,10 +137,7 @@ pub fn priority_after_commit(role: Oid) -> Option<i32> {
 /// Out of memory.
 pub fn look_at_commit() -> Result<()> {
     watch()?;
-    PENDING.set(Pending {
-        look: true,
-        ..PENDING.get()
-    });
+    PENDING.with(|pending| pending.look = true);
     Ok(())
 }
 
@@ -140,11 +151,7 @@ pub fn utility_done(what: Utility) {
         Utility::CommitPrepared => drop(wake_keeper()),
         Utility::SessionSettings { role, database } => {
             if watch().is_ok() {
-                let pending = PENDING.get();
-                PENDING.set(Pending {
-                    settings: pending.settings | Generations::buckets(role, database),
-                    ..pending
-                });
+                PENDING.with(|pending| pending.settings |= Generations::buckets(role, database));
             }
         }
     }
@@ -193,9 +200,11 @@ fn watch() -> Result<()> {
 }
 
 fn ended(how: Ended) {
-    let pending = PENDING.get();
-    PENDING.set(NOTHING);
-    if how == Ended::Committed && (pending.count > 0 || pending.look || pending.settings != 0) {
+    if PENDING.with(|pending| pending.is_nothing()) {
+        return;
+    }
+    let pending = PENDING.with(|pending| std::mem::replace(pending, NOTHING));
+    if how == Ended::Committed {
         crash_point("an enqueueing is committed");
         // Nothing may raise now. The lock can only be refused where there is no registry, and then nothing was noted.
         let _ = tell(&pending);
@@ -210,7 +219,7 @@ fn tell(pending: &Pending) -> Result<()> {
     if pending.look {
         registry.want_keeper(database);
     }
-    for of_role in &pending.roles[..pending.count] {
+    for of_role in pending.roles() {
         let key = Key {
             database,
             role: of_role.role,
