@@ -17,8 +17,8 @@ COMMENT ON TYPE @extschema@.pg_background_queue_task_state IS
 -- id, the sequence and the key have the names that version 1.0 gave them.
 --
 -- fillfactor: the versions that a claim and a finish make find room on the page of the first; that costs the least WAL. What
--- they change stands together, from started_at to attempt: an update writes all that is in between to the WAL. The primary key has room
--- for the entries of these versions, too: pages that are split are as large in the end, and workers wait for each other meanwhile.
+-- they change stands together, from started_at to attempt: an update writes all that is in between to the WAL. The primary key
+-- has room for the entries of these versions, too: split pages are as large in the end, and workers wait for each other meanwhile.
 CREATE TABLE @extschema@.pg_background_tasks (
     id bigserial PRIMARY KEY WITH (fillfactor = 45),
     sql_statement text NOT NULL,

@@ -2,7 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 
-/// A small `static` of a server process. Server processes are single-threaded (fork, not threads), so a plain cell does.
+/// A `static` of a server process, read and replaced as a whole. Server processes are single-threaded (fork, not threads), so a plain cell does.
 pub struct ProcessLocal<T>(Cell<T>);
 
 // SAFETY: a server process runs our code on one thread only.
@@ -25,7 +25,7 @@ impl<T: Copy> ProcessLocal<T> {
     }
 }
 
-/// A larger one, which is changed in place.
+/// One that is lent and changed in place.
 pub struct ProcessState<T>(RefCell<T>);
 
 // SAFETY: as above.

@@ -67,10 +67,9 @@ struct PgbqScan
 /*
  * Makes the entry of a row in one of the target's indexes that is a plain btree, without a look at whether there is such a key.
  *
- * It is not told that the key is as it was. The btree would take that as a hint to go and see, when a page of it is full, which of its rows'
- * old versions are gone, with that page locked, where all want theirs who work on rows beside this one: of four at work, most of the time lost
- * in waits for each other was for that, and two in three times the versions were too young. (An index with room for three entries a row need
- * not split for it: see fillfactor in the table's definition.)
+ * It is not told that the key is as it was. A btree takes that as a hint to look, when a page of it is full, which old
+ * versions of its rows are gone, with that page locked. Whoever works on a row beside this one waits for that, mostly in
+ * vain: the versions are too young. (So the index should have room for some entries a row: see its fillfactor.)
  */
 static void
 insert_unchecked(PgbqTarget *target, TupleTableSlot *slot, Relation index, IndexInfo *info)
@@ -286,8 +285,8 @@ begin_scan(Relation rel, Relation index, Snapshot snapshot, int nkeys)
 }
 
 /*
- * Prunes the page of this buffer if there may not be room for another version of the row on it. An index scan would have had it pruned at
- * each row, as soon as less is free than fillfactor has left free: one WAL record for each old version. The buffer is pinned once.
+ * Prunes the page of this buffer, pinned once, if it may not have room for another version of the row. An index scan
+ * would have had it pruned at each row, as soon as less is free than fillfactor leaves: a WAL record for each old version.
  */
 static void
 prune_if_full(Relation rel, Buffer buffer, uint32 length)
@@ -325,8 +324,9 @@ has_block(Relation rel, BlockNumber block)
 }
 
 /*
- * Looks for the row where it was, without the index: then the slot holds a copy of it, and no buffer is pinned. That the place is of another
- * table, or of this one before it was made anew, does no harm: a row with this id that is valid now is the row.
+ * Looks for the row where it was, without the index. If it is there the slot holds a copy of it, and no buffer is pinned.
+ * That the place is one of another table, or of this one before it was made anew, does no harm: a row with this id that is
+ * valid now is the row.
  */
 static bool
 find_there(Relation rel, Relation index, int64 id, int64 tid, TupleTableSlot *slot)
@@ -358,7 +358,8 @@ find_there(Relation rel, Relation index, int64 id, int64 tid, TupleTableSlot *sl
 }
 
 /*
- * Looks a row up, first where it is thought to be, if that is not 0; on success the slot holds a copy of it, and no buffer is pinned.
+ * Looks a row up, first at the TID where it is thought to be, if that is not 0; on success the slot holds a copy of it, and
+ * no buffer is pinned.
  *
  * SnapshotSelf sees what is committed by now, whatever snapshot the transaction has, and takes no predicate locks.
  */
@@ -371,6 +372,7 @@ find_row(Relation rel, Relation index, int64 id, int64 tid, TupleTableSlot *slot
 
 	if (find_there(rel, index, id, tid, slot))
 		return true;
+	ExecClearTuple(slot);		/* there may be another row by now, with its page pinned */
 
 	ScanKeyInit(&key, 1, BTEqualStrategyNumber, F_INT8EQ, Int64GetDatum(id));
 	scan = begin_scan(rel, index, SnapshotSelf, 1);
@@ -419,7 +421,7 @@ pause_for_lock(int *pause)
 
 /* The body of pgbq_row_update and, with set = NULL, of pgbq_row_delete, with lock_timeout already in force. */
 static PgbqRowResult
-update_row(Oid relid, Oid pkindex, int64 id, int64 *where, const PgbqColumn *fence, int nfence,
+update_row(Oid relid, Oid pkindex, int64 id, int64 *tid_hint, const PgbqColumn *fence, int nfence,
 		   PgbqColumn *get, int nget, const PgbqColumn *set, int nset, int row_timeout_ms)
 {
 	MemoryContext caller_context = CurrentMemoryContext;
@@ -468,7 +470,7 @@ update_row(Oid relid, Oid pkindex, int64 id, int64 *where, const PgbqColumn *fen
 
 		CHECK_FOR_INTERRUPTS();
 
-		if (!find_row(target->rel, index, id, *where, slot))
+		if (!find_row(target->rel, index, id, *tid_hint, slot))
 		{
 			if (++misses < LOOKUPS)
 				continue;
@@ -525,7 +527,7 @@ update_row(Oid relid, Oid pkindex, int64 id, int64 *where, const PgbqColumn *fen
 				if (update_indexes)
 					insert_index_entries(target, new_slot, true, false, kept);
 #endif
-				*where = itemptr_encode(&new_slot->tts_tid);
+				*tid_hint = itemptr_encode(&new_slot->tts_tid);
 				get_columns(slot, get, nget, caller_context);
 				result = PGBQ_ROW_DONE;
 				break;
@@ -578,7 +580,7 @@ again:
 
 /* Changes one row with lock_timeout in force: the variable, not the setting, so that no GUC machinery can fail. */
 static PgbqRowResult
-change_row(Oid relid, Oid pkindex, int64 id, int64 *where, const PgbqColumn *fence, int nfence,
+change_row(Oid relid, Oid pkindex, int64 id, int64 *tid, const PgbqColumn *fence, int nfence,
 		   PgbqColumn *get, int nget, const PgbqColumn *set, int nset,
 		   int lock_timeout_ms, int row_timeout_ms)
 {
@@ -590,7 +592,7 @@ change_row(Oid relid, Oid pkindex, int64 id, int64 *where, const PgbqColumn *fen
 		LockTimeout = lock_timeout_ms;
 	PG_TRY();
 	{
-		result = update_row(relid, pkindex, id, where, fence, nfence, get, nget, set, nset, row_timeout_ms);
+		result = update_row(relid, pkindex, id, tid, fence, nfence, get, nget, set, nset, row_timeout_ms);
 	}
 	PG_FINALLY();
 	{
@@ -608,8 +610,8 @@ change_row(Oid relid, Oid pkindex, int64 id, int64 *where, const PgbqColumn *fen
  * answer is FENCED. The columns in get are filled from the version that was replaced, or that failed the fence,
  * in CurrentMemoryContext. pkindex is the primary key's index; if it is InvalidOid, or gone, the table is asked for it.
  *
- * where is a TID (as of itemptr_encode) at which the row is looked for first, without that index, or 0. It is no more than a hint: there may be
- * another row by now, or none. If the answer is DONE it is where the row is from now on, if this transaction commits.
+ * tid (as of itemptr_encode) is where the row is looked for first, without that index, or 0. It is no more than a hint: there
+ * may be another row by now, or none. If the answer is DONE it is where the row is from now on, if this transaction commits.
  *
  * A row that somebody else holds is waited for no longer than row_timeout_ms: LOCKED then. A lock on the whole
  * table, or one that came between two steps, is waited for no longer than lock_timeout_ms (0: for ever) and ends in
@@ -620,12 +622,12 @@ change_row(Oid relid, Oid pkindex, int64 id, int64 *where, const PgbqColumn *fen
  * If the transaction has no snapshot yet it becomes READ COMMITTED: to be called first, or last, in it.
  */
 PgbqRowResult
-pgbq_row_update(Oid relid, Oid pkindex, int64 id, int64 *where, const PgbqColumn *fence, int nfence,
+pgbq_row_update(Oid relid, Oid pkindex, int64 id, int64 *tid, const PgbqColumn *fence, int nfence,
 				PgbqColumn *get, int nget, const PgbqColumn *set, int nset,
 				int lock_timeout_ms, int row_timeout_ms)
 {
 	Assert(set != NULL);
-	return change_row(relid, pkindex, id, where, fence, nfence, get, nget, set, nset, lock_timeout_ms, row_timeout_ms);
+	return change_row(relid, pkindex, id, tid, fence, nfence, get, nget, set, nset, lock_timeout_ms, row_timeout_ms);
 }
 
 /*
@@ -636,9 +638,9 @@ PgbqRowResult
 pgbq_row_delete(Oid relid, Oid pkindex, int64 id, const PgbqColumn *fence, int nfence,
 				int lock_timeout_ms, int row_timeout_ms)
 {
-	int64		where = 0;
+	int64		tid = 0;
 
-	return change_row(relid, pkindex, id, &where, fence, nfence, NULL, 0, NULL, 0, lock_timeout_ms, row_timeout_ms);
+	return change_row(relid, pkindex, id, &tid, fence, nfence, NULL, 0, NULL, 0, lock_timeout_ms, row_timeout_ms);
 }
 
 /*

@@ -37,7 +37,7 @@ typedef struct PgbqScanKey
 
 typedef struct PgbqScan PgbqScan;
 
-extern PgbqRowResult pgbq_row_update(Oid relid, Oid pkindex, int64 id, int64 *where,
+extern PgbqRowResult pgbq_row_update(Oid relid, Oid pkindex, int64 id, int64 *tid,
 									 const PgbqColumn *fence, int nfence,
 									 PgbqColumn *get, int nget,
 									 const PgbqColumn *set, int nset,

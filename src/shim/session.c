@@ -8,7 +8,6 @@
 #include "commands/async.h"
 #include "commands/prepare.h"
 #include "commands/sequence.h"
-#include "miscadmin.h"
 #include "storage/fd.h"
 #include "storage/lock.h"
 #include "storage/lwlock.h"
@@ -34,25 +33,6 @@ pgbq_reset_session(void)
 	ResetTempTableNamespace();
 }
 
-/* Has the session be that of its login again. Most pieces of work leave it so, and two settings are dear. */
-static void
-reset_roles(void)
-{
-	static bool known = false;
-	static Oid	session_user;
-	static Oid	role;
-
-	if (known && GetSessionUserId() == session_user && GetCurrentRoleId() == role)
-		return;
-
-	SetConfigOption("session_authorization", NULL, PGC_SUSET, PGC_S_SESSION);
-	/* DISCARD ALL relies on the above for the role; some versions leave the setting itself behind */
-	SetConfigOption("role", NULL, PGC_SUSET, PGC_S_SESSION);
-	session_user = GetSessionUserId();
-	role = GetCurrentRoleId();
-	known = true;
-}
-
 /*
  * Of that, what a session can have that has run no utility command and holds no lock of its own. It can be done in the middle
  * of a transaction, and without one: to reset a setting is to take its old value back, as a reload of the configuration may do at any time.
@@ -65,7 +45,9 @@ void
 pgbq_reset_settings(void)
 {
 	PortalHashTableDeleteAll();
-	reset_roles();
+	SetConfigOption("session_authorization", NULL, PGC_SUSET, PGC_S_SESSION);
+	/* DISCARD ALL relies on the above for the role; some versions leave the setting itself behind */
+	SetConfigOption("role", NULL, PGC_SUSET, PGC_S_SESSION);
 	ResetAllOptions();
 	/* in a transaction the default of the role is armed at once */
 	pgbq_stop_transaction_timeout();

@@ -15,13 +15,11 @@
 #include "access/relation.h"
 #include "access/table.h"
 #include "access/transam.h"
-#include "access/xact.h"
 #include "catalog/pg_am.h"
 #include "executor/executor.h"
 #include "nodes/makefuncs.h"
 #include "nodes/nodeFuncs.h"
 #include "parser/parse_relation.h"
-#include "storage/proc.h"
 #include "utils/inval.h"
 #include "utils/memutils.h"
 
@@ -204,28 +202,9 @@ make_target(Relation rel)
 	return target;
 }
 
-#if PG_VERSION_NUM >= 170000
-#define MY_TRANSACTION (MyProc->vxid.lxid)
-#else
-#define MY_TRANSACTION (MyProc->lxid)
-#endif
-
-/*
- * The lock with which the table, and the indexes that its target knows, are to be opened: none if this very subtransaction has had the
- * target before, because it has them locked until it ends. A million rows in one transaction are a million times as many locks.
- */
-static LOCKMODE
-lock_to_take(Oid relid)
-{
-	if (kept != NULL && kept->relid == relid &&
-		kept->xact == MY_TRANSACTION && kept->subxact == GetCurrentSubTransactionId())
-		return NoLock;
-	return RowExclusiveLock;
-}
-
 /* The kept target with its indexes opened again, or NULL if it cannot be used for this open table. */
 static PgbqTarget *
-take_kept(Relation rel, LOCKMODE lockmode)
+take_kept(Relation rel)
 {
 	PgbqTarget *target = kept;
 
@@ -240,7 +219,7 @@ take_kept(Relation rel, LOCKMODE lockmode)
 
 		target->rel = result->ri_RelationDesc = rel;
 		for (int i = 0; i < result->ri_NumIndices; i++)
-			result->ri_IndexRelationDescs[i] = index_open(target->indexes[i], lockmode);
+			result->ri_IndexRelationDescs[i] = index_open(target->indexes[i], RowExclusiveLock);
 
 		/* who waits for a lock, or just takes one, hears of changes */
 		if (target->definitions == definitions)
@@ -258,7 +237,6 @@ PgbqTarget *
 pgbq_open_target(Oid relid, CmdType command, const PgbqColumn *cols, int ncols)
 {
 	static bool watching = false;
-	LOCKMODE	lockmode;
 	Relation	rel;
 	PgbqTarget *target;
 	Bitmapset  *written = NULL;
@@ -270,14 +248,11 @@ pgbq_open_target(Oid relid, CmdType command, const PgbqColumn *cols, int ncols)
 		watching = true;
 	}
 
-	lockmode = lock_to_take(relid);
-	rel = pgbq_open_table(relid, lockmode);
+	rel = pgbq_open_table(relid, RowExclusiveLock);
 	pgbq_check_columns(rel, cols, ncols);
-	target = take_kept(rel, lockmode);
+	target = take_kept(rel);
 	if (target == NULL)
 		target = make_target(rel);
-	target->xact = MY_TRANSACTION;
-	target->subxact = GetCurrentSubTransactionId();
 
 	/* From this the executor tells an index whether an update changes its columns, which spares btrees splits. */
 	old = MemoryContextSwitchTo(GetPerTupleMemoryContext(target->estate));

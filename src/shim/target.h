@@ -26,8 +26,6 @@ typedef struct PgbqTarget
 #endif
 	uint64		definitions;	/* the state of all definitions from which it was made */
 	bool		lasts;			/* nothing else can make it untrue */
-	LocalTransactionId xact;	/* the last one that locked table and indexes ... */
-	SubTransactionId subxact;	/* ... and its subtransaction */
 } PgbqTarget;
 
 extern Relation pgbq_open_table(Oid relid, LOCKMODE lockmode);

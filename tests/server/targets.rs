@@ -475,3 +475,43 @@ fn many_rows_take_no_more_memory_than_some() {
     server.set_and_reload(LIMIT, "1");
     wait_closed(&mut client, task);
 }
+
+/// The locks of a statement are its own: a cursor that is rolled back with a later savepoint than it was opened in takes them with it, so that the next
+/// row of the same transaction takes them again.
+#[test]
+fn a_row_takes_its_locks_though_an_earlier_one_has_lost_them() {
+    let (_server, mut client) = stopped();
+    run(
+        &mut client,
+        "BEGIN;
+         DECLARE c CURSOR FOR SELECT n, CASE WHEN n = 1 THEN pg_background_queue_enqueue('SELECT 1') ELSE 1 / (n - 2) END
+             FROM generate_series(1, 2) AS n;
+         FETCH 1 FROM c;
+         SAVEPOINT s",
+    );
+    client
+        .batch_execute("FETCH 1 FROM c")
+        .expect_err("a division by zero");
+    run(&mut client, "ROLLBACK TO s");
+    // by name: to look at the table would lock its indexes
+    let locked = |client: &mut Client| -> String {
+        scalar(
+            client,
+            "SELECT coalesce(string_agg(relname, ' ' ORDER BY relname), '') FROM pg_locks JOIN pg_class ON pg_class.oid = relation
+             WHERE pid = pg_backend_pid() AND mode = 'RowExclusiveLock' AND relname ~ '^pg_background_tasks' AND relkind <> 'S'",
+            &[],
+        )
+    };
+    assert_eq!(locked(&mut client), "");
+    run(
+        &mut client,
+        "SELECT pg_background_queue_enqueue('SELECT 2')",
+    );
+    assert_eq!(
+        locked(&mut client),
+        "pg_background_tasks pg_background_tasks_pkey pg_background_tasks_queue_idx \
+         pg_background_tasks_schedule_idx pg_background_tasks_state_idx"
+    );
+    run(&mut client, "COMMIT");
+    assert_eq!(states(&mut client), "pending: 2");
+}
